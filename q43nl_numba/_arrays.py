@@ -1,0 +1,120 @@
+"""What callers hand over, as the kernels want it: arrays of numbers, in pieces, checked."""
+
+from __future__ import annotations
+
+import math
+import operator
+from collections.abc import Iterator
+from typing import Any, Final
+
+import numpy as np
+from numpy.typing import DTypeLike, NDArray
+
+from .layout import GROUP_SIZE
+
+PIECE: Final = 1 << 20
+"""Weights converted at a time: the memory that a call needs beyond its input and output."""
+
+Array = NDArray[Any]
+
+
+def number_array(values: Any, name: str) -> Array:
+    """View (or, of a list, make) an array of real numbers."""
+    array = _any_array(values, name)
+    if array.dtype.kind in "fiu" or _is_extension_float(array.dtype):
+        return array
+    raise TypeError(
+        f"{name} must hold real numbers (floating or integer), found dtype {array.dtype}"
+    )
+
+
+def _any_array(values: Any, name: str) -> Array:
+    try:
+        if hasattr(values, "__dlpack__") and not hasattr(values, "__array__"):
+            return np.from_dlpack(values)
+        return np.asarray(values)
+    except (TypeError, ValueError, RuntimeError, BufferError) as error:
+        raise TypeError(f"{name} cannot be read as an array: {error}") from error
+
+
+def _is_extension_float(dtype: np.dtype[Any]) -> bool:
+    """Whether a dtype from outside NumPy (bfloat16, say) widens to float32."""
+    return dtype.kind == "V" and dtype.type is not np.void and np.can_cast(dtype, np.float32)
+
+
+def pieces(array: Array, dtype: DTypeLike = np.float32, size: int = PIECE) -> Iterator[Array]:
+    """Walk through an array in C order, as flat contiguous pieces of a dtype.
+
+    Pieces are views where the array allows it and else a buffer that the next piece reuses. All
+    but the last have `size` elements, a multiple of the group size.
+    """
+    dtype = np.dtype(dtype)
+    if array.dtype == dtype and array.flags.c_contiguous and array.flags.aligned:
+        flat = array.reshape(-1)
+        yield from (flat[start : start + size] for start in range(0, flat.size, size))
+    elif array.flags.c_contiguous:
+        flat = array.reshape(-1)
+        yield from (flat[start : start + size].astype(dtype) for start in range(0, flat.size, size))
+    elif array.size:
+        walk: Any = np.nditer  # its stub does not know every combination of arguments
+        yield from walk(
+            array,
+            flags=["external_loop", "buffered"],
+            op_flags=[["readonly", "aligned"]],
+            op_dtypes=[dtype],
+            casting="same_kind",
+            order="C",
+            buffersize=size,
+        )
+
+
+def check_whole_groups(array: Array, name: str) -> int:
+    """Number of groups in an array."""
+    groups, rest = divmod(array.size, GROUP_SIZE)
+    if rest:
+        raise ValueError(
+            f"{name} must have a multiple of {GROUP_SIZE} elements, "
+            f"found {array.size} (shape {array.shape})"
+        )
+    return groups
+
+
+def check_out(out: Any, dtype: np.dtype[Any], size: int, source: Array) -> Array:
+    """An `out` argument that a result of the given dtype and size can be written to."""
+    if not isinstance(out, np.ndarray):
+        raise TypeError(f"out must be a NumPy array, found {type(out).__name__}")
+    if out.dtype != dtype:
+        raise TypeError(f"out must have dtype {dtype}, found {out.dtype}")
+    if out.size != size:
+        raise ValueError(f"out must have {size} elements, found {out.size} (shape {out.shape})")
+    if not out.flags.c_contiguous:
+        raise ValueError(f"out must be C-contiguous, found strides {out.strides}")
+    if not out.flags.writeable:
+        raise ValueError("out must be writable, found a read-only array")
+    if np.may_share_memory(out, source):
+        raise ValueError("out must not overlap the input, found shared memory")
+    return out
+
+
+def check_num_threads(num_threads: Any) -> int | None:
+    """A `num_threads` argument: None, or an integer from 1 on."""
+    if num_threads is None:
+        return None
+    try:
+        count = operator.index(num_threads)
+    except TypeError:
+        count = 0
+    if isinstance(num_threads, bool) or count < 1:
+        raise ValueError(f"num_threads must be None or an integer from 1 on, found {num_threads!r}")
+    return count
+
+
+def check_eps_scale(eps_scale: Any) -> float:
+    """An `eps_scale` argument: a finite number, at least 0."""
+    try:
+        value = float(eps_scale)
+    except (TypeError, ValueError):
+        raise TypeError(f"eps_scale must be a number, found {eps_scale!r}") from None
+    if not (math.isfinite(value) and value >= 0):
+        raise ValueError(f"eps_scale must be finite and at least 0, found {eps_scale!r}")
+    return value

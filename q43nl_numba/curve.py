@@ -1,0 +1,235 @@
+"""The curve that bends the code levels, and a tile's error under given curves.
+
+With x = code / 7 a weight decodes to ``scale * y`` where::
+
+    y(x, c) = (1 - c) x + c x |x| = x + c (x |x| - x)
+
+(source: PasLLM, ``docs/quant_4bit_formats.md``). Everything here works on magnitudes, of which the
+curve is the same function, in units of the scale.
+
+A *tile* is `LANES` groups side by side: arrays of shape ``[GROUP_SIZE, LANES]`` in which lane l is
+group l. Loops over lanes compile to full-width vector code, and each lane's sums run over its
+weights in their order, so a group's result does not depend on the vector width or its neighbors.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Final, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ._jit import helper
+from .layout import GROUP_SIZE, LARGEST_CURVE
+
+LANES: Final = 128
+"""Groups in a tile: enough to pay for the loops around them, few enough to stay in the L1 cache."""
+
+STEPS: Final = 7
+"""Codes run from -7 to 7, so seven level midpoints part the magnitudes."""
+
+_SEVENTH: Final = np.float32(1 / STEPS)
+_TINY: Final = np.float32(1e-30)
+_NEAREST_SHIFT: Final = np.float32(1 / (4 * STEPS**2))
+
+NEAREST_LEVEL: Final = True
+ROUND_ROOT: Final = False
+
+BENDS: Final = tuple(np.float32(k * k / STEPS**2 - k / STEPS) for k in range(1, STEPS + 1))
+"""x^2 - x of codes 1 to 7: how fast a level moves with c."""
+
+Floats = NDArray[np.float32]
+Integers = NDArray[np.int32]
+
+
+@helper
+def c_of_curve(curve: int) -> np.float32:
+    """Value of c of a stored curve, a number from -1 to 1."""
+    return np.float32(np.float32(curve) / np.float32(LARGEST_CURVE))
+
+
+@helper
+def clip_curve(curve: int) -> np.int32:
+    """The curve, or the next one that can be stored."""
+    return np.int32(min(max(curve, -LARGEST_CURVE), LARGEST_CURVE))
+
+
+@helper
+def curve_of_c(c: np.float32) -> np.int32:
+    """The storable curve next to c, whatever c is; NaN gives 0."""
+    inside = min(max(c, np.float32(-1)), np.float32(1)) if c == c else np.float32(0)
+    return np.int32(np.rint(np.float32(inside * np.float32(LARGEST_CURVE))))
+
+
+@helper
+def set_levels(curves: Integers, nearest: bool, levels: Floats, midpoints: Floats) -> None:
+    """Levels 1 to 7 of each lane, and where the magnitudes of one level end.
+
+    Parameters
+    ----------
+    curves : int32[LANES]
+    nearest : bool
+        `NEAREST_LEVEL`: midpoints lie halfway between the levels; a magnitude belongs to the level
+        next to it. `ROUND_ROOT`: midpoints are the curve's values at x = (k + 1/2) / 7, that is,
+        codes are the rounded roots 7 x, as the format's author has it. The halfway points lie c /
+        196 above those, since y((k + 1/2)/7, c) + c/196 = (y(k/7, c) + y((k + 1)/7, c)) / 2.
+    levels, midpoints : float32[STEPS, LANES]
+        Overwritten.
+    """
+    for k in range(STEPS):
+        x = np.float32(np.float32(k + 1) * _SEVENTH)
+        level_slope = np.float32(x * x - x)
+        m = np.float32((np.float32(k) + np.float32(0.5)) * _SEVENTH)
+        midpoint_slope = np.float32(m * m - m)
+        if nearest:
+            midpoint_slope += _NEAREST_SHIFT
+        for lane in range(LANES):
+            c = c_of_curve(curves[lane])
+            levels[k, lane] = x + c * level_slope
+            midpoints[k, lane] = m + c * midpoint_slope
+
+
+class Trial(NamedTuple):
+    """What trying one curve in each lane of a tile tells.
+
+    With the codes fixed, the error is a parabola in c, and its least point is known. So a trial
+    yields two errors: that of the curve tried, and that of the best storable curve nearby for the
+    codes which the tried one implies. (The latter is a bound: choosing the codes anew, as the
+    encoder does at the end, can only lower it.)
+    """
+
+    curves: Integers
+    """The curves to try, int32[LANES]."""
+    errors: Floats
+    """Their squared errors, in units of the squared scale."""
+    refined: Integers
+    """The curves that suit their codes best."""
+    refined_errors: Floats
+    """Squared errors of those, with the same codes."""
+    slopes: Floats
+    bends: Floats
+    levels: Floats
+    midpoints: Floats
+
+
+REACH: Final = 16
+"""How far a refined curve may lie from the one tried."""
+
+
+@helper
+def new_trial() -> Trial:
+    """Uninitialized room for trials."""
+    return Trial(
+        np.empty(LANES, np.int32),
+        np.empty(LANES, np.float32),
+        np.empty(LANES, np.int32),
+        np.empty(LANES, np.float32),
+        np.empty(LANES, np.float32),
+        np.empty(LANES, np.float32),
+        np.empty((STEPS, LANES), np.float32),
+        np.empty((STEPS, LANES), np.float32),
+    )
+
+
+@helper
+def judge(magnitudes: Floats, trial: Trial) -> None:
+    """Fill in a trial's errors and refined curves; its curves are clipped to the storable ones.
+
+    Parameters
+    ----------
+    magnitudes : float32[GROUP_SIZE, LANES]
+        |w| / scale.
+    trial : Trial
+        With its curves set.
+    """
+    for lane in range(LANES):
+        trial.curves[lane] = clip_curve(trial.curves[lane])
+    set_levels(trial.curves, NEAREST_LEVEL, trial.levels, trial.midpoints)
+    add_errors(magnitudes, trial.levels, trial.midpoints, trial.errors, trial.slopes, trial.bends)
+    for lane in range(LANES):
+        # error(c + d) = error(c) - 2 d slope + d^2 bend
+        slope, bend = trial.slopes[lane], trial.bends[lane]
+        step = np.float32(LARGEST_CURVE) * slope / (bend + _TINY)
+        step = np.rint(min(max(step, np.float32(-REACH)), np.float32(REACH)))
+        refined = clip_curve(trial.curves[lane] + np.int32(step))
+        d = c_of_curve(refined - trial.curves[lane])
+        trial.refined[lane] = refined
+        trial.refined_errors[lane] = trial.errors[lane] - d * (slope + slope - d * bend)
+
+
+@helper
+def keep_better(trial: Trial, curves: Integers, least: Floats) -> None:
+    """Take a trial's refined curves in the lanes where they have less error."""
+    for lane in range(LANES):
+        better = trial.refined_errors[lane] < least[lane]
+        least[lane] = trial.refined_errors[lane] if better else least[lane]
+        curves[lane] = trial.refined[lane] if better else curves[lane]
+
+
+@helper
+def add_errors(
+    magnitudes: Floats,
+    levels: Floats,
+    midpoints: Floats,
+    errors: Floats,
+    slopes: Floats,
+    bends: Floats,
+) -> None:
+    """Sum up each lane's squared error, and how it depends on c: slopes and bends.
+
+    With y = x + c b, b = x^2 - x, and e = v - y: errors = sum e^2, slopes = sum e b, bends =
+    sum b^2.
+    """
+    for lane in range(LANES):
+        errors[lane] = np.float32(0)
+        slopes[lane] = np.float32(0)
+        bends[lane] = np.float32(0)
+    # Two weights a pass share one load of the lane's levels and midpoints.
+    for i in range(0, GROUP_SIZE, 2):
+        for lane in range(LANES):
+            middles = column(midpoints, lane)
+            values = column(levels, lane)
+            v0, v1 = magnitudes[i, lane], magnitudes[i + 1, lane]
+            e0, e1 = v0 - select(v0, middles, values), v1 - select(v1, middles, values)
+            b0, b1 = select(v0, middles, BENDS), select(v1, middles, BENDS)
+            errors[lane] += e0 * e0 + e1 * e1
+            slopes[lane] += e0 * b0 + e1 * b1
+            bends[lane] += b0 * b0 + b1 * b1
+
+
+@helper
+def column(rows: Floats, lane: int) -> Any:
+    """A lane's seven numbers."""
+    return (
+        rows[0, lane],
+        rows[1, lane],
+        rows[2, lane],
+        rows[3, lane],
+        rows[4, lane],
+        rows[5, lane],
+        rows[6, lane],
+    )
+
+
+@helper
+def select(v: np.float32, midpoints: Any, values: Any) -> np.float32:
+    """Value that belongs to a magnitude's code (0 to code 0): seven selects and no branch."""
+    value = np.float32(0)
+    value = values[0] if v > midpoints[0] else value
+    value = values[1] if v > midpoints[1] else value
+    value = values[2] if v > midpoints[2] else value
+    value = values[3] if v > midpoints[3] else value
+    value = values[4] if v > midpoints[4] else value
+    value = values[5] if v > midpoints[5] else value
+    return values[6] if v > midpoints[6] else value
+
+
+@helper
+def set_codes(magnitudes: Floats, midpoints: Floats, codes: NDArray[np.uint8]) -> None:
+    """Magnitudes of the codes: how many midpoints lie below each weight's magnitude."""
+    for i in range(GROUP_SIZE):
+        for lane in range(LANES):
+            code = np.uint8(0)
+            for k in range(STEPS):
+                code += np.uint8(magnitudes[i, lane] > midpoints[k, lane])
+            codes[i, lane] = code

@@ -1,0 +1,178 @@
+"""From weights to packed groups, a tile at a time: the loop that all methods share.
+
+A tile's way: its weights' magnitudes are laid out lane by lane, each lane gets its scale, the
+method's search chooses each lane's curve, codes and signs are packed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ._jit import Kernel, bits_of_float, float_of_bits, helper, prange, specialize
+from .curve import LANES, STEPS, set_codes, set_levels
+from .layout import (
+    CURVE_AT,
+    GROUP_BYTES,
+    GROUP_SIZE,
+    MAGNITUDE_BITS,
+    MAX_SCALE_BITS,
+    NIBBLE_OF_ZERO,
+    SCALE_AT,
+    float_of_half,
+    half_not_below,
+)
+
+Floats = NDArray[np.float32]
+Bytes = NDArray[np.uint8]
+Halves = NDArray[np.uint32]
+
+
+def tile_count(groups: int) -> int:
+    """Tiles that hold a number of groups; the last one may be partly empty."""
+    return -(-groups // LANES)
+
+
+def build_encoder(search: Callable[..., None], *, nearest: bool, name: str) -> Kernel:
+    """Kernel that encodes groups with a method's search.
+
+    Parameters
+    ----------
+    search : helper
+        ``search(magnitudes, scales, hints, parameters, curves)`` writes the curve of every lane:
+        magnitudes float32[GROUP_SIZE, LANES] in units of the scale, scales float32[LANES] (0: the
+        group is stored as zeros), hints float32[n, LANES] (what the method was told of each group
+        from outside), curves int32[LANES].
+    nearest : bool
+        How the final codes are rounded, see `set_levels`.
+    name : str
+        The method's name.
+
+    Returns
+    -------
+    Kernel
+        ``kernel(weights, hints, parameters, eps_scale, packed, num_threads=...)`` with weights
+        float32[32 G], hints float32[n, G], packed uint8[19 G]; returns the number of tiles that
+        hold a weight no scale can express, and leaves those out.
+    """
+    return Kernel(specialize(_encode, name, search=search, nearest=nearest))
+
+
+# Stand-ins for what `build_encoder` binds.
+search: Any = None
+nearest = True
+
+
+def _encode(
+    weights: Floats, hints: Floats, parameters: Any, eps_scale: float, packed: Bytes
+) -> int:
+    groups = weights.size // GROUP_SIZE
+    rejected = 0
+    for tile in prange(-(-groups // LANES)):
+        first = tile * LANES
+        count = min(LANES, groups - first)
+        magnitudes = np.zeros((GROUP_SIZE, LANES), np.float32)
+        halves = np.zeros(LANES, np.uint32)
+        scales = np.zeros(LANES, np.float32)
+        curves = np.zeros(LANES, np.int32)
+        if load_tile(weights, first, count, eps_scale, magnitudes, halves, scales):
+            search(magnitudes, scales, load_hints(hints, first, count), parameters, curves)
+            store_tile(weights, first, count, magnitudes, halves, curves, nearest, packed)
+        else:
+            rejected += 1
+    return rejected
+
+
+@helper
+def load_tile(
+    weights: Floats,
+    first: int,
+    count: int,
+    eps_scale: float,
+    magnitudes: Floats,
+    halves: Halves,
+    scales: Floats,
+) -> bool:
+    """Magnitudes in units of each group's scale, and the scales; False where one has no scale.
+
+    A group that is stored as zeros gets scale 0 and magnitudes 0.
+    """
+    for lane in range(count):
+        at = (first + lane) * GROUP_SIZE
+        for i in range(GROUP_SIZE):
+            magnitudes[i, lane] = abs(weights[at + i])
+    # As integers, the bits of magnitudes are in the magnitudes' order, with infinity and then NaN
+    # above all numbers: one maximum serves the scale and the check.
+    peaks = np.zeros(LANES, np.uint32)
+    for i in range(GROUP_SIZE):
+        for lane in range(LANES):
+            bits = bits_of_float(magnitudes[i, lane]) & MAGNITUDE_BITS
+            peaks[lane] = max(peaks[lane], bits)
+    highest = np.uint32(0)
+    for lane in range(LANES):
+        highest = max(highest, peaks[lane])
+    if highest > MAX_SCALE_BITS:
+        return False
+    for lane in range(LANES):
+        half = half_not_below(float_of_bits(peaks[lane]))
+        scale = float_of_half(half)
+        stored = scale > eps_scale
+        halves[lane] = half if stored else np.uint32(0)
+        scales[lane] = scale if stored else np.float32(0)
+    for i in range(GROUP_SIZE):
+        for lane in range(LANES):
+            scale = scales[lane]
+            magnitudes[i, lane] = magnitudes[i, lane] / scale if scale > 0 else np.float32(0)
+    return True
+
+
+@helper
+def load_hints(hints: Floats, first: int, count: int) -> Floats:
+    """The tile's part of the hints, a full tile wide."""
+    tile = np.zeros((hints.shape[0], LANES), np.float32)
+    for row in range(hints.shape[0]):
+        for lane in range(count):
+            tile[row, lane] = hints[row, first + lane]
+    return tile
+
+
+@helper
+def store_tile(
+    weights: Floats,
+    first: int,
+    count: int,
+    magnitudes: Floats,
+    halves: Halves,
+    curves: NDArray[np.int32],
+    nearest: bool,
+    packed: Bytes,
+) -> None:
+    """Round the weights to the levels of the chosen curves and write the groups' bytes."""
+    levels = np.empty((STEPS, LANES), np.float32)
+    midpoints = np.empty((STEPS, LANES), np.float32)
+    codes = np.empty((GROUP_SIZE, LANES), np.uint8)
+    set_levels(curves, nearest, levels, midpoints)
+    set_codes(magnitudes, midpoints, codes)
+    for lane in range(count):
+        start = (first + lane) * GROUP_BYTES
+        if halves[lane] == 0:
+            packed[start : start + GROUP_BYTES] = 0
+            continue
+        at = (first + lane) * GROUP_SIZE
+        for byte in range(GROUP_SIZE // 2):
+            low = nibble(weights[at + 2 * byte], codes[2 * byte, lane])
+            high = nibble(weights[at + 2 * byte + 1], codes[2 * byte + 1, lane])
+            packed[start + byte] = low | (high << 4)
+        packed[start + SCALE_AT] = halves[lane] & 0xFF
+        packed[start + SCALE_AT + 1] = halves[lane] >> 8
+        packed[start + CURVE_AT] = curves[lane] & 0xFF
+
+
+@helper
+def nibble(weight: np.float32, code: np.uint8) -> np.int32:
+    """Nibble of a weight, given its code's magnitude."""
+    signed = -np.int32(code) if weight < 0 else np.int32(code)
+    return np.int32(signed + NIBBLE_OF_ZERO)

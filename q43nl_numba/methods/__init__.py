@@ -1,0 +1,12 @@
+"""The methods, by name. A new one is a file here and a line in this table."""
+
+from __future__ import annotations
+
+from .coarse_fine import COARSE_FINE
+from .gradient import GRADIENT
+from .grid import GRID
+from .method import Method, find_method, method_parameters
+
+TABLE: dict[str, Method] = {method.name: method for method in (GRID, COARSE_FINE, GRADIENT)}
+
+__all__ = ["TABLE", "Method", "find_method", "method_parameters"]

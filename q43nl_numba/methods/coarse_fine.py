@@ -1,0 +1,49 @@
+"""Seventeen evenly spaced curves, then seventeen around the best of them.
+
+Each candidate stands for the best curve its codes allow (`Trial`), so the coarse pass sees the
+bottom of every notch it lands in. On normal data that is what takes the error from 0.1 % above the
+reference to below it.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .._jit import helper
+from ..curve import LANES, NEAREST_LEVEL, judge, keep_better, new_trial
+from ..encode import build_encoder
+from ..layout import LARGEST_CURVE
+from .method import Method
+
+_EACH_SIDE: Final = 8
+_COARSE_STEP: Final = LARGEST_CURVE / _EACH_SIDE
+_FINE_STEP: Final = 2.0
+
+
+@helper
+def search(
+    magnitudes: NDArray[np.float32],
+    scales: NDArray[np.float32],
+    hints: NDArray[np.float32],
+    parameters: Any,
+    curves: NDArray[np.int32],
+) -> None:
+    """Best of the coarse candidates, then best of the fine ones around it."""
+    trial = new_trial()
+    least = np.full(LANES, np.inf, np.float32)
+    center = np.zeros(LANES, np.int32)
+    for pass_step in (_COARSE_STEP, _FINE_STEP):
+        for place in range(-_EACH_SIDE, _EACH_SIDE + 1):
+            trial.curves[:] = center + np.int32(np.rint(place * pass_step))
+            judge(magnitudes, trial)
+            keep_better(trial, curves, least)
+        center[:] = curves
+
+
+COARSE_FINE = Method(
+    name="coarse_fine",
+    encode=build_encoder(search, nearest=NEAREST_LEVEL, name="coarse_fine"),
+)

@@ -1,0 +1,139 @@
+"""Every candidate curve, exactly: the reference that other methods are measured against.
+
+With the scale fixed, the code of a magnitude v passes from k to k + 1 where c grows past
+``(v - m) / (m^2 - m)``, m = (k + 1/2) / 7. Between such changes the squared error of a group is a
+parabola in c: with x = code / 7 and b = x^2 - x it is::
+
+    sum (v - x - c b)^2 = A - 2 c B + c^2 C,
+    A = sum (v - x)^2,  B = sum (v - x) b,  C = sum b^2
+
+So each change is entered, as what it does to A, B and C, at the first candidate beyond it, and one
+running sum over the candidates yields all their errors. A magnitude changes its code at most three
+times between c = -1 and c = 1, since 7 (sqrt(v) - 1 + sqrt(1 - v)) <= 2.9. Sums are in double
+precision, so that they rank the candidates as evaluating each would.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .._jit import helper
+from ..curve import LANES, ROUND_ROOT
+from ..encode import build_encoder
+from ..layout import GROUP_SIZE, LARGEST_CURVE
+from .method import Method, Option, integer_from
+
+CURVES: Final = 2 * LARGEST_CURVE + 1
+_MOST_CHANGES: Final = 3
+_CODES: Final = 8
+_MOMENTS: Final = 3
+
+SLICE: Final = 16
+"""Lanes worked on at once: their sums over all curves stay in the L2 cache."""
+
+Doubles = NDArray[np.float64]
+
+
+def _change_tables() -> tuple[Doubles, Doubles]:
+    """What passing from code k to k + 1 does to A, B, C, as constant + slope * v; a row a moment.
+
+    The last column stands for "no change".
+    """
+    x = np.append(np.arange(_CODES) / 7.0, 1.0)
+    b = x * x - x
+    constant = np.stack([np.diff(x * x), -np.diff(x * b), np.diff(b * b)])
+    slope = np.stack([-2.0 * np.diff(x), np.diff(b), np.zeros(_CODES)])
+    return constant, slope
+
+
+_CONSTANT, _SLOPE = _change_tables()
+
+
+def candidate_curves(grid_size: int) -> NDArray[np.int32]:
+    """Storable curves next to `grid_size` evenly spaced values of c from -1 to 1, ascending."""
+    # From `CURVES` values on, every curve is next to one of them.
+    spaced = np.linspace(-LARGEST_CURVE, LARGEST_CURVE, min(grid_size, CURVES))
+    return np.unique(np.rint(spaced).astype(np.int32))
+
+
+@helper
+def search(
+    magnitudes: NDArray[np.float32],
+    scales: NDArray[np.float32],
+    hints: NDArray[np.float32],
+    parameters: tuple[NDArray[np.int32]],
+    curves: NDArray[np.int32],
+) -> None:
+    """Curve of the least squared error; of equals, the first."""
+    (candidates,) = parameters
+    # One more row than curves takes the changes that lie beyond c = 1.
+    moments = np.empty((CURVES + 1, _MOMENTS, SLICE), np.float64)
+    for start in range(0, LANES, SLICE):
+        moments[:] = 0.0
+        enter_changes(magnitudes, start, moments)
+        choose(moments, candidates, curves[start : start + SLICE])
+
+
+@helper
+def enter_changes(magnitudes: NDArray[np.float32], start: int, moments: Doubles) -> None:
+    """Enter the codes at c = -1, and each later change at the first curve beyond it."""
+    rows = np.empty((_MOST_CHANGES, SLICE), np.int32)
+    codes = np.empty(SLICE, np.int32)
+    for i in range(GROUP_SIZE):
+        for lane in range(SLICE):
+            v = np.float64(magnitudes[i, start + lane])
+            code = np.int32(0)
+            for k in range(7):
+                m = (k + 0.5) / 7.0
+                code += np.int32(v > 2.0 * m - m * m)
+            codes[lane] = code
+            for change in range(_MOST_CHANGES):
+                m = (code + change + 0.5) / 7.0
+                row = np.ceil(LARGEST_CURVE * ((m - v) / (m - m * m))) + LARGEST_CURVE
+                beyond = (code + change >= 7) or (row >= CURVES)
+                rows[change, lane] = CURVES if beyond else np.int32(max(row, 0.0))
+        for lane in range(SLICE):
+            v = np.float64(magnitudes[i, start + lane])
+            code = codes[lane]
+            x = code / 7.0
+            b = x * x - x
+            moments[0, 0, lane] += (v - x) * (v - x)
+            moments[0, 1, lane] += (v - x) * b
+            moments[0, 2, lane] += b * b
+            for change in range(_MOST_CHANGES):
+                row = rows[change, lane]
+                k = min(code + change, 7)
+                moments[row, 0, lane] += _CONSTANT[0, k] + _SLOPE[0, k] * v
+                moments[row, 1, lane] += _CONSTANT[1, k] + _SLOPE[1, k] * v
+                moments[row, 2, lane] += _CONSTANT[2, k]
+
+
+@helper
+def choose(moments: Doubles, candidates: NDArray[np.int32], curves: NDArray[np.int32]) -> None:
+    """Run through the candidates, keeping the first with the least error."""
+    sums = np.zeros((_MOMENTS, SLICE), np.float64)
+    least = np.full(SLICE, np.inf)
+    row = 0
+    for candidate in candidates:
+        while row <= candidate + LARGEST_CURVE:
+            for moment in range(_MOMENTS):
+                for lane in range(SLICE):
+                    sums[moment, lane] += moments[row, moment, lane]
+            row += 1
+        c = candidate / LARGEST_CURVE
+        for lane in range(SLICE):
+            error = sums[0, lane] - c * (2.0 * sums[1, lane] - c * sums[2, lane])
+            if error < least[lane]:
+                least[lane] = error
+                curves[lane] = candidate
+
+
+GRID = Method(
+    name="grid",
+    encode=build_encoder(search, nearest=ROUND_ROOT, name="grid"),
+    options=(Option("grid_size", CURVES, integer_from(2)),),
+    parameters=lambda grid_size: (candidate_curves(grid_size),),
+)

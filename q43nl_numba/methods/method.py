@@ -1,0 +1,89 @@
+"""What a method is, for the calls that choose among them."""
+
+from __future__ import annotations
+
+import math
+import operator
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from numbers import Real
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .._jit import Kernel
+
+
+@dataclass(frozen=True)
+class Option:
+    """A keyword of `q43nl` that some methods take."""
+
+    name: str
+    default: int | float
+    check: Callable[[str, Any], int | float]
+    """Returns the value as the kernel wants it, or raises an error that names the option."""
+
+
+@dataclass(frozen=True)
+class Method:
+    """A search for the curve of each group, with what it needs from outside the kernel."""
+
+    name: str
+    encode: Kernel
+    """From `build_encoder`."""
+    options: tuple[Option, ...] = ()
+    parameters: Callable[..., tuple[Any, ...]] = field(default=lambda *values: values)
+    """Turns the options' values into the parameters of the search."""
+    hints: Callable[[NDArray[np.float32]], NDArray[np.float32]] | None = None
+    """Turns groups, float32[n, 32], into what the search is told of them, float32[k, n]."""
+
+
+def integer_from(least: int) -> Callable[[str, Any], int]:
+    """Check for integers of at least `least`."""
+
+    def check(name: str, value: Any) -> int:
+        try:
+            number = operator.index(value)
+        except TypeError:
+            number = least - 1
+        if isinstance(value, bool) or number < least:
+            raise ValueError(f"{name} must be an integer of at least {least}, found {value!r}")
+        return number
+
+    return check
+
+
+def positive_number(name: str, value: Any) -> float:
+    """Check for finite numbers above 0."""
+    if isinstance(value, bool) or not isinstance(value, (Real, np.number)):
+        raise TypeError(f"{name} must be a number, found {value!r}")
+    if not (math.isfinite(float(value)) and float(value) > 0):
+        raise ValueError(f"{name} must be finite and above 0, found {value!r}")
+    return float(value)
+
+
+def find_method(methods: Mapping[str, Method], name: str) -> Method:
+    """The method of a name, or an error that lists the names."""
+    if name not in methods:
+        raise ValueError(f"method must be one of {', '.join(methods)}, found {name!r}")
+    return methods[name]
+
+
+def method_parameters(
+    method: Method, methods: Mapping[str, Method], given: Mapping[str, Any]
+) -> tuple[Any, ...]:
+    """Parameters of a method from all options of a call, each checked.
+
+    An option that the method does not take must be left at its default.
+    """
+    own = {option.name for option in method.options}
+    for other in methods.values():
+        for option in other.options:
+            if option.name not in own and given[option.name] != option.default:
+                takers = [m.name for m in methods.values() if option in m.options]
+                raise ValueError(
+                    f"{option.name} belongs to method {' and '.join(takers)}, "
+                    f"found {given[option.name]!r} with method {method.name!r}"
+                )
+    return method.parameters(*(o.check(o.name, given[o.name]) for o in method.options))

@@ -1,0 +1,186 @@
+"""`q43nl`: from an array of numbers to packed bytes."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from . import methods
+from ._arrays import (
+    check_eps_scale,
+    check_num_threads,
+    check_out,
+    check_whole_groups,
+    number_array,
+    pieces,
+)
+from ._jit import thread_count
+from .encode import tile_count
+from .layout import GROUP_BYTES, GROUP_SIZE, MAX_SCALE
+from .methods import Method
+
+METHODS: tuple[str, ...] = tuple(methods.TABLE)
+"""Names of the methods that `q43nl` takes."""
+
+_NO_HINTS = np.zeros((0, 0), np.float32)
+_HINTED_GROUPS = 1 << 11
+
+
+def q43nl(
+    tensor: Any,
+    method: str = "gradient",
+    *,
+    grid_size: int = 255,
+    gd_iterations: int = 5,
+    gd_lr: float = 0.3,
+    eps_scale: float = 1e-6,
+    out: NDArray[np.uint8] | None = None,
+    num_threads: int | None = None,
+) -> NDArray[np.uint8]:
+    """Quantize an array of weights to Q43NL.
+
+    Each 32 consecutive weights of the flattened (C-order) array become 19 bytes: 32 four-bit
+    codes, a float16 scale, and an int8 curve that bends the code levels to the group's
+    distribution (source of the format: PasLLM, ``docs/quant_4bit_formats.md``). The stored bytes
+    do not depend on the number of threads, nor on the array's memory layout.
+
+    Parameters
+    ----------
+    tensor : array_like
+        Real numbers of any dtype (float16, float32, float64, integers; bfloat16 with ml_dtypes),
+        shape and memory layout, or an object with ``__array__`` or ``__dlpack__``. Its size must
+        be a multiple of 32; magnitudes may reach 65504, the largest float16. Quantized is its
+        value in float32. float32 C-contiguous input is not copied; other input is converted a few
+        MiB at a time.
+    method : {"gradient", "coarse_fine", "grid"}
+        How each group's curve is searched: by informed starts and Adam, by two passes of 17
+        candidates, or among all 255 curves (the reference).
+    grid_size : int
+        For "grid": evenly spaced values of c from -1 to 1, at least 2; each is tried at the
+        storable curve next to it.
+    gd_iterations : int
+        For "gradient": iterations of Adam, shared among the best starts; at least 1.
+    gd_lr : float
+        For "gradient": the learning rate, in units of c; above 0.
+    eps_scale : float
+        Groups whose scale (largest magnitude, rounded up to float16) does not exceed this are
+        stored as zeros.
+    out : uint8 array, optional
+        C-contiguous array of the result's size to write to. It is not touched if the call fails.
+    num_threads : int, optional
+        Threads to use, at most those that Numba has (``NUMBA_NUM_THREADS``). By default Numba's
+        current setting.
+
+    Returns
+    -------
+    packed : uint8[size / 32 * 19]
+        Flat array of the packed groups (`out` itself where it is given).
+
+    Raises
+    ------
+    TypeError
+        The tensor is not an array of real numbers, or an argument has the wrong type.
+    ValueError
+        The tensor's size is no multiple of 32, it holds NaN, infinity or a magnitude above 65504,
+        or an argument is out of its range or belongs to another method.
+
+    See Also
+    --------
+    dequantize : The inverse.
+    quality : What the quantization cost.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from q43nl_numba import GROUP_DTYPE, dequantize, q43nl
+    >>> weights = np.linspace(-1, 1, 64, dtype=np.float32).reshape(2, 32)
+    >>> packed = q43nl(weights)
+    >>> packed.shape
+    (38,)
+    >>> packed.view(GROUP_DTYPE)["scale"]
+    array([1., 1.], dtype=float16)
+    >>> bool(abs(dequantize(packed, weights.shape) - weights).max() < 0.1)
+    True
+    """
+    chosen = methods.find_method(methods.TABLE, method)
+    given = {"grid_size": grid_size, "gd_iterations": gd_iterations, "gd_lr": gd_lr}
+    parameters = methods.method_parameters(chosen, methods.TABLE, given)
+    eps_scale = check_eps_scale(eps_scale)
+    num_threads = check_num_threads(num_threads)
+    array = number_array(tensor, "tensor")
+    groups = check_whole_groups(array, "tensor")
+    if out is None:
+        packed = np.empty(groups * GROUP_BYTES, np.uint8)
+    else:
+        packed = check_out(out, np.dtype(np.uint8), groups * GROUP_BYTES, array)
+        check_storable(array)
+    encode_pieces(array, chosen, parameters, eps_scale, packed.reshape(-1), num_threads)
+    return packed
+
+
+def encode_pieces(
+    array: NDArray[Any],
+    method: Method,
+    parameters: tuple[Any, ...],
+    eps_scale: float,
+    packed: NDArray[np.uint8],
+    num_threads: int | None,
+) -> None:
+    """Encode an array piece by piece; an error if a piece holds what no scale can express."""
+    at = 0
+    # What overflows float32 becomes infinite, and is then rejected.
+    with np.errstate(over="ignore"):
+        for weights in pieces(array):
+            groups = weights.size // GROUP_SIZE
+            part = packed[at : at + groups * GROUP_BYTES]
+            threads = thread_count(num_threads, tile_count(groups))
+            hints = group_hints(weights, method)
+            if method.encode(weights, hints, parameters, eps_scale, part, num_threads=threads):
+                check_storable(array)
+            at += part.size
+
+
+def group_hints(weights: NDArray[np.float32], method: Method) -> NDArray[np.float32]:
+    """A method's hints, computed in portions that stay in the cache."""
+    if method.hints is None:
+        return _NO_HINTS
+    groups = weights.reshape(-1, GROUP_SIZE)
+    starts = range(0, len(groups), _HINTED_GROUPS)
+    with np.errstate(all="ignore"):  # weights that are rejected later
+        portions = [method.hints(groups[start : start + _HINTED_GROUPS]) for start in starts]
+    return np.concatenate(portions, axis=1)
+
+
+def check_storable(array: NDArray[Any]) -> None:
+    """Raise an error that tells where an array holds what no scale can express, if it does."""
+    wide = np.result_type(array.dtype, np.float32) if array.dtype.kind == "f" else np.float32
+    not_finite = 0
+    first_not_finite = first_too_large = -1
+    at = 0
+    for piece in pieces(array, wide):
+        finite = np.isfinite(piece)
+        bad = piece.size - int(np.count_nonzero(finite))
+        if bad and not not_finite:
+            first_not_finite = at + int(np.argmin(finite))
+        not_finite += bad
+        if first_too_large < 0 and not_finite == 0:
+            too_large = np.abs(piece) > MAX_SCALE
+            if too_large.any():
+                first_too_large = at + int(np.argmax(too_large))
+        at += piece.size
+    if not_finite:
+        raise ValueError(
+            f"tensor must be finite, found {not_finite} NaN or infinite values, "
+            f"the first ({_value(array, first_not_finite)}) at flat index {first_not_finite}"
+        )
+    if first_too_large >= 0:
+        raise ValueError(
+            f"tensor must not exceed {MAX_SCALE:g} in magnitude, the largest float16 scale, "
+            f"found {_value(array, first_too_large)} at flat index {first_too_large}"
+        )
+
+
+def _value(array: NDArray[Any], flat_index: int) -> str:
+    return str(array[np.unravel_index(flat_index, array.shape)])

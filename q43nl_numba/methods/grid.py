@@ -52,11 +52,16 @@ def _change_tables() -> tuple[Doubles, Doubles]:
 _CONSTANT, _SLOPE = _change_tables()
 
 
-def candidate_curves(grid_size: int) -> NDArray[np.int32]:
-    """Storable curves next to `grid_size` evenly spaced values of c from -1 to 1, ascending."""
+def handicaps(grid_size: int) -> Doubles:
+    """What is added to each curve's error: 0 for the candidates, infinity for the others.
+
+    Candidates are the storable curves next to `grid_size` evenly spaced values of c.
+    """
     # From `CURVES` values on, every curve is next to one of them.
     spaced = np.linspace(-LARGEST_CURVE, LARGEST_CURVE, min(grid_size, CURVES))
-    return np.unique(np.rint(spaced).astype(np.int32))
+    result = np.full(CURVES, np.inf)
+    result[np.rint(spaced).astype(np.int64) + LARGEST_CURVE] = 0.0
+    return result
 
 
 @helper
@@ -64,17 +69,17 @@ def search(
     magnitudes: NDArray[np.float32],
     scales: NDArray[np.float32],
     hints: NDArray[np.float32],
-    parameters: tuple[NDArray[np.int32]],
+    parameters: tuple[Doubles],
     curves: NDArray[np.int32],
 ) -> None:
     """Curve of the least squared error; of equals, the first."""
-    (candidates,) = parameters
+    (handicaps,) = parameters
     # One more row than curves takes the changes that lie beyond c = 1.
     moments = np.empty((CURVES + 1, _MOMENTS, SLICE), np.float64)
     for start in range(0, LANES, SLICE):
         moments[:] = 0.0
         enter_changes(magnitudes, start, moments)
-        choose(moments, candidates, curves[start : start + SLICE])
+        choose(moments, handicaps, curves[start : start + SLICE])
 
 
 @helper
@@ -112,28 +117,32 @@ def enter_changes(magnitudes: NDArray[np.float32], start: int, moments: Doubles)
 
 
 @helper
-def choose(moments: Doubles, candidates: NDArray[np.int32], curves: NDArray[np.int32]) -> None:
-    """Run through the candidates, keeping the first with the least error."""
-    sums = np.zeros((_MOMENTS, SLICE), np.float64)
+def choose(moments: Doubles, handicaps: Doubles, curves: NDArray[np.int32]) -> None:
+    """Sum up over the curves, keeping the first with the least error."""
+    a = np.zeros(SLICE, np.float64)
+    b = np.zeros(SLICE, np.float64)
+    bend = np.zeros(SLICE, np.float64)
     least = np.full(SLICE, np.inf)
-    row = 0
-    for candidate in candidates:
-        while row <= candidate + LARGEST_CURVE:
-            for moment in range(_MOMENTS):
-                for lane in range(SLICE):
-                    sums[moment, lane] += moments[row, moment, lane]
-            row += 1
-        c = candidate / LARGEST_CURVE
+    # As doubles, the rows take as many lanes as the errors they are selected with.
+    best_row = np.zeros(SLICE, np.float64)
+    for row in range(CURVES):
+        c = (row - LARGEST_CURVE) / LARGEST_CURVE
+        handicap = handicaps[row]
         for lane in range(SLICE):
-            error = sums[0, lane] - c * (2.0 * sums[1, lane] - c * sums[2, lane])
-            if error < least[lane]:
-                least[lane] = error
-                curves[lane] = candidate
+            a[lane] += moments[row, 0, lane]
+            b[lane] += moments[row, 1, lane]
+            bend[lane] += moments[row, 2, lane]
+            error = a[lane] - c * (b[lane] + b[lane] - c * bend[lane]) + handicap
+            better = error < least[lane]
+            least[lane] = error if better else least[lane]
+            best_row[lane] = np.float64(row) if better else best_row[lane]
+    for lane in range(SLICE):
+        curves[lane] = np.int32(best_row[lane]) - LARGEST_CURVE
 
 
 GRID = Method(
     name="grid",
     encode=build_encoder(search, nearest=ROUND_ROOT, name="grid"),
     options=(Option("grid_size", CURVES, integer_from(2)),),
-    parameters=lambda grid_size: (candidate_curves(grid_size),),
+    parameters=lambda grid_size: (handicaps(grid_size),),
 )

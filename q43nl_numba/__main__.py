@@ -1,0 +1,8 @@
+"""Run the commands as ``python -m q43nl_numba``."""
+
+import sys
+
+from q43nl_numba.cli import main
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,203 @@
+"""Look into a safetensors file: what is packed, at what cost, and with which curves."""
+
+from __future__ import annotations
+
+import math
+import os
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from q43nl_numba import GROUP_DTYPE
+from q43nl_numba.convert.container import QTYPE, Entry, Header
+from q43nl_numba.convert.reading import TensorReader, read_header
+from q43nl_numba.convert.record import RECORD_KEY, weights_shape
+from q43nl_numba.convert.report import columns, number, printable, shape_text
+
+_LOWEST_CURVE = -128
+_BARS = "▁▂▃▄▅▆▇█"
+_BINS = 16
+_LONGEST_METADATA = 80
+
+_PLAIN_TITLES: tuple[str, ...] = ("tensor", "shape", "type", "bytes", "bits/weight")
+_CURVE_TITLES: tuple[str, ...] = ("zero", "curve min", "25%", "50%", "75%", "max")
+_SPARKLINE_TITLE = "-128  curves 127"
+
+
+@dataclass(frozen=True)
+class CurveDistribution:
+    """The curves of a packed tensor.
+
+    ``counts[curve + 128]`` groups have that curve; zero groups, whose scale is zero and whose
+    curve means nothing, are counted in `zero_groups` only.
+    """
+
+    counts: tuple[int, ...]
+    zero_groups: int
+
+    @property
+    def groups(self) -> int:
+        """Number of groups, zero groups included."""
+        return sum(self.counts) + self.zero_groups
+
+    def quantile(self, share: float) -> int | None:
+        """Return the least curve that at least this share of the groups does not exceed.
+
+        >>> CurveDistribution((0,) * 127 + (1, 2, 1) + (0,) * 126, zero_groups=5).quantile(0.5)
+        0
+        """
+        cumulative = np.cumsum(self.counts)
+        if not cumulative[-1]:
+            return None
+        wanted = max(share * int(cumulative[-1]), 1)
+        return int(np.searchsorted(cumulative, wanted)) + _LOWEST_CURVE
+
+    def sparkline(self) -> str:
+        """Return a small histogram of 16 bars, from curve -128 at the left to 127 at the right."""
+        bins = np.asarray(self.counts).reshape(_BINS, -1).sum(axis=1)
+        highest = max(int(bins.max()), 1)
+        return "".join(
+            _BARS[(int(count) * len(_BARS) - 1) // highest] if count else " " for count in bins
+        )
+
+
+@dataclass(frozen=True)
+class TensorContents:
+    """One tensor of a file. For a packed one, `shape` is that of its weights."""
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    stored_shape: tuple[int, ...]
+    nbytes: int
+    curves: CurveDistribution | None
+
+    @property
+    def bits_per_weight(self) -> float:
+        """Stored bits for each element, NaN where there is none."""
+        size = math.prod(self.shape)
+        return self.nbytes * 8 / size if size else math.nan
+
+
+@dataclass(frozen=True)
+class FileContents:
+    """What a safetensors file holds."""
+
+    path: str
+    tensors: tuple[TensorContents, ...]
+    metadata: dict[str, str]
+    file_bytes: int
+
+    def table(self, *, sparklines: bool = True) -> str:
+        """Return the contents as text: the metadata, a row a tensor, the totals."""
+        rows = [_plain_cells(tensor) for tensor in self.tensors]
+        titles = _PLAIN_TITLES
+        if any(tensor.curves for tensor in self.tensors):
+            more = [_curve_cells(tensor.curves, sparklines) for tensor in self.tensors]
+            rows = [plain + curves for plain, curves in zip(rows, more, strict=True)]
+            titles += _CURVE_TITLES + (_SPARKLINE_TITLE,) * sparklines
+        return "\n".join([*self._metadata_lines(), *columns(titles, rows), "", self._totals()])
+
+    def _metadata_lines(self) -> list[str]:
+        lines = [
+            f"{printable(key)}: {printable(_shortened(value))}"
+            for key, value in self.metadata.items()
+            if key != RECORD_KEY  # the table shows it better
+        ]
+        return [*lines, ""] if lines else []
+
+    def _totals(self) -> str:
+        weights = sum(math.prod(tensor.shape) for tensor in self.tensors)
+        packed = sum(tensor.curves is not None for tensor in self.tensors)
+        bits = self.file_bytes * 8 / weights if weights else math.nan
+        return (
+            f"{len(self.tensors)} tensors, {packed} packed, {weights:,} weights, "
+            f"{self.file_bytes:,} bytes, {number(bits)} bits per weight"
+        )
+
+
+def inspect(source: str | os.PathLike[str]) -> FileContents:
+    """Tell what is in a safetensors file, converted or not.
+
+    Parameters
+    ----------
+    source : path
+        The file to look into.
+
+    Returns
+    -------
+    FileContents
+        A record for every tensor, in the header's order.
+
+    Raises
+    ------
+    OSError
+        If the file cannot be read.
+    ModelFileError
+        If it is not a sound safetensors file, or a tensor is not what the file says it is.
+    ModuleNotFoundError
+        If a package of the ``convert`` extra is missing.
+
+    Examples
+    --------
+    >>> import os, tempfile
+    >>> import numpy as np
+    >>> from safetensors.numpy import save_file
+    >>> from q43nl_numba.convert import inspect
+    >>> folder = tempfile.TemporaryDirectory()
+    >>> path = os.path.join(folder.name, "small.safetensors")
+    >>> save_file({"bias": np.ones(4, np.float32)}, path)
+    >>> for tensor in inspect(path).tensors:
+    ...     print(tensor.name, tensor.dtype, tensor.shape, tensor.bits_per_weight)
+    bias F32 (4,) 32.0
+    >>> folder.cleanup()
+    """
+    header = read_header(os.fspath(source))
+    with TensorReader(header) as reader:
+        tensors = tuple(_tensor_contents(header, reader, entry) for entry in header.entries)
+    return FileContents(header.path, tensors, header.metadata, header.file_bytes)
+
+
+def _tensor_contents(header: Header, reader: TensorReader, entry: Entry) -> TensorContents:
+    shape = weights_shape(header, entry)
+    if shape is None:
+        dtype = entry.dtype if entry.qtype is None else entry.qtype
+        return TensorContents(entry.name, dtype, entry.shape, entry.shape, entry.nbytes, None)
+    curves = _curve_distribution(reader, entry)
+    return TensorContents(entry.name, QTYPE, shape, entry.shape, entry.nbytes, curves)
+
+
+def _curve_distribution(reader: TensorReader, entry: Entry) -> CurveDistribution:
+    counts: npt.NDArray[np.int64] = np.zeros(256, np.int64)
+    zero_groups = 0
+    for packed in reader.groups_of(entry):
+        groups = packed.view(GROUP_DTYPE)
+        nonzero = groups["scale"] != 0
+        zero_groups += int(groups.size - np.count_nonzero(nonzero))
+        curves = groups["curve"][nonzero].astype(np.int64)
+        counts += np.bincount(curves - _LOWEST_CURVE, minlength=counts.size)
+    return CurveDistribution(tuple(counts.tolist()), zero_groups)
+
+
+def _plain_cells(tensor: TensorContents) -> tuple[str, ...]:
+    return (
+        printable(tensor.name),
+        shape_text(tensor.shape),
+        printable(tensor.dtype),
+        f"{tensor.nbytes:,}",
+        number(tensor.bits_per_weight),
+    )
+
+
+def _curve_cells(curves: CurveDistribution | None, sparklines: bool) -> tuple[str, ...]:
+    if curves is None:
+        return ("",) * (len(_CURVE_TITLES) + sparklines)
+    zero_share = f"{curves.zero_groups / curves.groups:.1%}" if curves.groups else "-"
+    quantiles = [curves.quantile(share) for share in (0.0, 0.25, 0.5, 0.75, 1.0)]
+    cells = (zero_share, *("-" if value is None else str(value) for value in quantiles))
+    return (*cells, curves.sparkline()) if sparklines else cells
+
+
+def _shortened(text: str) -> str:
+    return text if len(text) <= _LONGEST_METADATA else text[: _LONGEST_METADATA - 3] + "..."

@@ -1,0 +1,32 @@
+"""What goes wrong with model files, and the packages that may be missing."""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+
+class ModelFileError(ValueError):
+    """A model file, or a tensor in it, is not what the work needs.
+
+    The message is one line that names the file and, where there is one, the tensor.
+    """
+
+
+def tensor_error(path: str, name: str, problem: str) -> ModelFileError:
+    """Return the error for one tensor of one file."""
+    return ModelFileError(f"{path}: tensor {name!r}: {problem}")
+
+
+def optional_package(name: str) -> Any:
+    """Import a package of the ``convert`` extra, or say how to get it."""
+    try:
+        return importlib.import_module(name)
+    except ModuleNotFoundError as error:
+        if error.name != name:
+            raise
+        raise ModuleNotFoundError(
+            f"the package {name!r} is needed for model files and is not installed: "
+            'pip install "q43nl_numba[convert]"',
+            name=name,
+        ) from error

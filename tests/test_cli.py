@@ -1,0 +1,384 @@
+"""The commands: what they print, how they end, what they leave behind.
+
+A process costs a second, so only what needs one runs in one; the rest calls `main`.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import re
+import signal
+import struct
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from q43nl_numba import METHODS, __version__, cli, dequantize, q43nl
+
+pytest.importorskip("safetensors")
+pytest.importorskip("tqdm")
+
+from safetensors.numpy import load_file, save_file
+
+from q43nl_numba import convert as convert_package
+
+COMMANDS = ("compare", "convert", "restore", "inspect")
+LIMIT = 120  # seconds after which a process counts as stuck
+
+
+def command(*arguments: object) -> list[str]:
+    return [sys.executable, "-m", "q43nl_numba", *map(str, arguments)]
+
+
+def run(*arguments: object, **options: object) -> subprocess.CompletedProcess[str]:
+    settings = {"capture_output": True, "text": True, "timeout": LIMIT, **options}
+    return subprocess.run(command(*arguments), check=False, **settings)  # type: ignore[call-overload]
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> Path:
+    path = tmp_path / "model.safetensors"
+    weights = np.random.default_rng(3).standard_normal((4, 64)).astype(np.float32)
+    save_file({"layer.weight": weights, "layer.bias": weights[0]}, path, {"format": "pt"})
+    return path
+
+
+def write_sparse_model(path: Path, weights: int) -> Path:
+    """A model of zeros that takes long to convert and no room on the disk."""
+    entry = {"dtype": "F32", "shape": [weights // 32, 32], "data_offsets": [0, weights * 4]}
+    text = json.dumps({"zeros": entry}).encode()
+    path.write_bytes(struct.pack("<Q", len(text)) + text)
+    os.truncate(path, 8 + len(text) + weights * 4)
+    return path
+
+
+def the_error(text: str, prefix: str = "error: ") -> str:
+    """The one line on stderr, without the program's name."""
+    line = re.fullmatch(rf"q43nl-numba: {prefix}(.*)\n", text)
+    assert line, text
+    return line[1]
+
+
+# Every command, as a process
+
+
+def test_convert_inspect_restore(model: Path, tmp_path: Path) -> None:
+    packed, back = tmp_path / "packed.safetensors", tmp_path / "back.safetensors"
+    done = run("convert", model, packed, "--method", "grid", "--grid-size", "127")
+    assert (done.returncode, done.stderr) == (0, "")
+    titles, row, *_ = done.stdout.splitlines()
+    assert titles.split() == ["tensor", "shape", "bits/weight", "SNR", "dB"]
+    assert row.split()[:3] == ["layer.weight", "4x64", "4.75"]
+    before = load_file(model)
+    expected = q43nl(before["layer.weight"], "grid", grid_size=127)
+    np.testing.assert_array_equal(load_file(packed)["layer.weight"].ravel(), expected)
+
+    done = run("inspect", packed, env={**os.environ, "PYTHONIOENCODING": "utf-8"})
+    assert (done.returncode, done.stderr) == (0, "")
+    assert re.search(r"^layer\.weight +4x64 +Q43NL +152 +4\.75 .*[▁▂▃▄▅▆▇█]", done.stdout, re.M)
+    assert re.search(r"^layer\.bias +64 +F32 +256 +32\.00$", done.stdout, re.M)
+
+    done = run("restore", packed, back, "--num-threads", "1")
+    assert (done.returncode, done.stderr) == (0, "")
+    after = load_file(back)
+    np.testing.assert_array_equal(after["layer.bias"], before["layer.bias"])
+    np.testing.assert_array_equal(after["layer.weight"], dequantize(expected, (4, 64)))
+    assert sorted(os.listdir(tmp_path)) == sorted([model.name, packed.name, back.name])
+
+
+def test_compare(tmp_path: Path) -> None:
+    done = run("compare", "--size", "3200", "--methods", "grid", "--repeat", "1", "--json")
+    assert (done.returncode, done.stderr) == (0, "")
+    (row,) = json.loads(done.stdout)["rows"]
+    assert (row["method"], row["mse_ratio"], row["packed_bytes"]) == ("grid", 1.0, 1900)
+
+
+def test_failure_and_wrong_usage_as_a_process(tmp_path: Path) -> None:
+    done = run("inspect", tmp_path / "missing")
+    assert (done.returncode, done.stdout) == (1, "")
+    assert the_error(done.stderr) == f"{tmp_path / 'missing'}: No such file or directory"
+    done = run("convert", "--method", "none", "in", "out")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "invalid choice: 'none'" in the_error(done.stderr)
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGHUP"), reason="POSIX signals")
+@pytest.mark.parametrize(
+    ("number", "word"),
+    [("SIGINT", "interrupted"), ("SIGTERM", "terminated"), ("SIGHUP", "terminated")],
+)
+def test_a_signal_during_convert_leaves_nothing(tmp_path: Path, number: str, word: str) -> None:
+    source = write_sparse_model(tmp_path / "in.st", 1 << 33)
+    folder = tmp_path / "out"
+    folder.mkdir()
+    (folder / "out.st").write_bytes(b"old")
+    with subprocess.Popen(
+        command("convert", source, folder / "out.st", "--method", "grid"),
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=default_signals,
+    ) as process:
+        try:
+            wait_for_a_second_file(folder, process)
+            process.send_signal(getattr(signal, number))
+            _, errors = process.communicate(timeout=LIMIT)
+        finally:
+            process.kill()
+    assert process.returncode == 128 + getattr(signal, number)
+    assert errors == f"q43nl-numba: {word}\n"
+    assert os.listdir(folder) == ["out.st"]
+    assert (folder / "out.st").read_bytes() == b"old"
+
+
+def default_signals() -> None:
+    """What a shell in the foreground gives its programs, whatever runs this suite."""
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.SIG_DFL)
+
+
+def wait_for_a_second_file(folder: Path, process: subprocess.Popen[str]) -> None:
+    """Wait until the work has begun: its temporary file lies beside the old output."""
+    deadline = time.monotonic() + LIMIT
+    while len(os.listdir(folder)) < 2:
+        assert process.poll() is None
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs /dev/full")
+def test_a_full_disk_behind_stdout(model: Path) -> None:
+    with open("/dev/full", "w") as full:
+        done = run("inspect", model, stdout=full, stderr=subprocess.PIPE, capture_output=False)
+    assert done.returncode == 1
+    assert the_error(done.stderr) == f"standard output: {os.strerror(errno.ENOSPC)}"
+
+
+def test_a_reader_that_has_seen_enough(model: Path) -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    with os.fdopen(writer, "w") as pipe:
+        done = run("inspect", model, stdout=pipe, stderr=subprocess.PIPE, capture_output=False)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_a_terminal_without_block_characters(model: Path, tmp_path: Path) -> None:
+    packed = tmp_path / "größe 模型.safetensors"
+    assert cli.main(["convert", str(model), str(packed), "--method", "grid"]) == 0
+    done = run("inspect", packed, env={**os.environ, "PYTHONIOENCODING": "ascii"})
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "layer.weight" in done.stdout
+    assert "\\u" not in done.stdout
+
+
+# Help, version, usage
+
+
+@pytest.mark.parametrize("arguments", [(), *((name,) for name in COMMANDS)])
+def test_help_has_examples(arguments: tuple[str, ...], capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main([*arguments, "--help"]) == 0
+    shown = capsys.readouterr()
+    assert shown.err == ""
+    assert shown.out.startswith(" ".join(["usage: q43nl-numba", *arguments]))
+    assert re.search(r"^examples:\n  q43nl-numba ", shown.out, re.M)
+    assert all(option in shown.out for option in ("--debug", "--version"))
+
+
+@pytest.mark.parametrize("arguments", [(), *((name,) for name in COMMANDS)])
+def test_version(arguments: tuple[str, ...], capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main([*arguments, "--version"]) == 0
+    assert capsys.readouterr().out == f"q43nl-numba {__version__}\n"
+
+
+def test_every_method_can_be_chosen(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["convert", "--help"]) == 0
+    assert "{" + ",".join(METHODS) + "}" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "problem"),
+    [
+        ((), "required: COMMAND"),
+        (("pack",), "invalid choice: 'pack'"),
+        (("convert",), "required: IN, OUT"),
+        (("convert", "in"), "required: OUT"),
+        (("restore", "in"), "required: OUT"),
+        (("inspect",), "required: FILE"),
+        (("inspect", "in", "more"), "unrecognized arguments: more"),
+        (("convert", "in", "out", "--met", "grid"), "unrecognized arguments: --met grid"),
+        (("convert", "in", "out", "--keep-dtype", "int8"), "--keep-dtype: invalid choice"),
+        (("convert", "in", "out", "--gd-iterations", "x"), "--gd-iterations: invalid int"),
+        (("convert", "in", "out", "--gd-iterations", "0"), "gd_iterations"),
+        (("convert", "in", "out", "--gd-lr", "nan"), "gd_lr"),
+        (("convert", "in", "out", "--eps-scale", "-1"), "eps_scale"),
+        (("convert", "in", "out", "--num-threads", "0"), "num_threads"),
+        (("convert", "in", "out", "--method", "grid", "--grid-size", "1"), "grid_size"),
+        (("convert", "in", "out", "--method", "grid", "--gd-lr", "0.1"), "gd_lr"),
+        (("convert", "in", "out", "--grid-size", "17"), "grid_size"),
+        (("restore", "in", "out", "--num-threads", "0"), "num_threads"),
+        (("compare", "--distribution", "none"), "--distribution: invalid choice"),
+    ],
+)
+def test_wrong_usage(
+    arguments: tuple[str, ...], problem: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main(arguments) == 2
+    shown = capsys.readouterr()
+    assert shown.out == ""
+    message = the_error(shown.err)
+    assert problem in message
+    name = arguments[0] if arguments and arguments[0] in COMMANDS else ""
+    assert message.endswith("(see q43nl-numba --help)") or name in message
+
+
+def test_arguments_are_passed_on(model: Path, tmp_path: Path, capsys: object) -> None:
+    out = tmp_path / "out"
+    patterns = ("--include", "layer.*", "--include", "*.weight", "--exclude", "*.wei?ht")
+    arguments = ("--method", "grid", "--eps-scale", "0.5", "--keep-dtype", "float16")
+    assert cli.main(["convert", str(model), str(out), *patterns, *arguments]) == 0
+    after = load_file(out)
+    assert {name: str(array.dtype) for name, array in after.items()} == {
+        "layer.weight": "float16", "layer.bias": "float16"
+    }  # fmt: skip
+    assert cli.main(["convert", str(model), str(out), *arguments, "--eps-scale", "1e5"]) == 0
+    assert not load_file(out)["layer.weight"].any()
+
+
+# Work that fails
+
+
+def failing(capsys: pytest.CaptureFixture[str], *arguments: object) -> str:
+    """Run what fails; return the one line it says."""
+    assert cli.main([str(argument) for argument in arguments]) == 1
+    shown = capsys.readouterr()
+    assert shown.out == ""
+    return the_error(shown.err)
+
+
+@pytest.mark.parametrize("name", ["convert", "restore", "inspect"])
+def test_inputs_that_cannot_be_read(
+    name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = () if name == "inspect" else (tmp_path / "out",)
+    (tmp_path / "cut").write_bytes(b"\0" * 5)
+    for path, problem in [
+        (tmp_path / "missing", "No such file or directory"),
+        (tmp_path / "cut" / "below", "Not a directory"),
+        (tmp_path, "is a folder, expected a safetensors file"),
+        (tmp_path / "cut", "is too short for a safetensors file: 5 bytes"),
+    ]:
+        assert failing(capsys, name, path, *out) == f"{path}: {problem}"
+    assert os.listdir(tmp_path) == ["cut"]
+
+
+def test_outputs_that_cannot_be_written(
+    model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for out, problem in [
+        (model, f"the output is the input file {model}"),
+        (tmp_path, "is a folder, expected a file name"),
+        (tmp_path / "no" / "out", f"there is no folder {tmp_path / 'no'}"),
+        (model / "out", f"there is no folder {model}"),
+    ]:
+        assert failing(capsys, "convert", model, out) == f"{out}: {problem}"
+    assert os.listdir(tmp_path) == [model.name]
+
+
+@pytest.mark.skipif(not os.path.isdir("/proc/self"), reason="needs a folder that root cannot fill")
+def test_a_folder_that_cannot_be_written(model: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    message = failing(capsys, "convert", model, "/proc/self/out", "--method", "grid")
+    assert message.startswith("/proc/")
+    assert message.count(": ") == 1
+
+
+def test_a_disk_that_becomes_full(
+    model: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def full(descriptor: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "fsync", full)
+    out = tmp_path / "out"
+    message = failing(capsys, "convert", model, out, "--method", "grid")
+    assert message == f"{out}: No space left on device"
+    assert os.listdir(tmp_path) == [model.name]
+
+
+def test_the_tensor_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "in.st"
+    save_file({"lay\ner": np.full((2, 32), np.nan, np.float32)}, path)
+    message = failing(capsys, "convert", path, tmp_path / "out", "--method", "grid")
+    assert message.startswith(f"{path}: tensor 'lay\\ner': 64 of its 64 values cannot")
+    assert os.listdir(tmp_path) == ["in.st"]
+
+
+def test_a_pattern_that_matches_nothing(model: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    message = failing(capsys, "convert", model, f"{model}.out", "--exclude", "*.wieght")
+    assert message == f"{model}: exclude '*.wieght' matches no tensor"
+
+
+@pytest.mark.parametrize("package", ["safetensors", "tqdm"])
+def test_a_missing_package(
+    model: Path,
+    package: str,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setitem(sys.modules, package, None)
+    message = failing(capsys, "convert", model, f"{model}.out", "--method", "grid")
+    assert message.endswith('pip install "q43nl_numba[convert]"')
+
+
+@pytest.mark.parametrize("place", [0, 1, 2])
+def test_debug_shows_the_traceback(
+    place: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ["inspect", str(tmp_path / "missing")]
+    arguments.insert(place, "--debug")
+    assert cli.main(arguments) == 1
+    shown = capsys.readouterr().err
+    assert shown.startswith("Traceback (most recent call last):")
+    assert "FileNotFoundError" in shown.splitlines()[-1]
+
+
+@pytest.mark.parametrize(
+    ("raised", "code", "line"),
+    [
+        (KeyboardInterrupt(), 130, "interrupted"),
+        (MemoryError("4 GiB"), 1, "error: out of memory: 4 GiB"),
+        (MemoryError(), 1, "error: out of memory"),
+        (RuntimeError("two\n  lines"), 1, "error: two lines"),
+        (RuntimeError(), 1, "error: RuntimeError"),
+        (RuntimeError("\x1b[2J größe"), 1, "error: \\x1b[2J größe"),
+        (OSError("no number"), 1, "error: no number"),
+        (BrokenPipeError(errno.EPIPE, "Broken pipe"), 0, None),
+    ],
+)
+def test_how_a_run_ends(
+    raised: BaseException,
+    code: int,
+    line: str | None,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    def inspect(source: str) -> None:
+        raise raised
+
+    monkeypatch.setattr(convert_package, "inspect", inspect)
+    monkeypatch.setattr(cli, "_forget_stdout", lambda: None)  # pytest needs it
+    assert cli.main(["inspect", "file"]) == code
+    assert capfd.readouterr().err == ("" if line is None else f"q43nl-numba: {line}\n")
+
+
+def test_signal_handlers_are_put_back(tmp_path: Path) -> None:
+    before = signal.getsignal(signal.SIGTERM)
+    cli.main(["inspect", str(tmp_path / "missing")])
+    assert signal.getsignal(signal.SIGTERM) is before

@@ -1,0 +1,378 @@
+"""The comparison of methods: its rows, its two outputs, its input files, its errors."""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from q43nl_numba import METHODS, dequantize, q43nl
+from q43nl_numba import compare as comparison
+from q43nl_numba.compare import VARIANTS, Sample, Variant, compare, read_sample, select_variants
+from q43nl_numba.distributions import DISTRIBUTIONS, draw
+
+GRID = Variant("grid")
+COARSE_FINE = Variant("coarse_fine")
+
+
+def run_command(*arguments: str) -> int:
+    parser = argparse.ArgumentParser(prog="compare")
+    comparison.add_arguments(parser)
+    return comparison.run(parser.parse_args(arguments))
+
+
+def usage_error(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
+    """What a wrong usage says; the exit code is argparse's."""
+    with pytest.raises(SystemExit) as exit_info:
+        run_command(*arguments)
+    assert exit_info.value.code == 2
+    return capsys.readouterr().err
+
+
+def mse(weights: np.ndarray, packed: np.ndarray) -> float:
+    return float(((weights.astype(np.float64) - dequantize(packed)) ** 2).mean())
+
+
+class TestDistributions:
+    @pytest.mark.parametrize("name", DISTRIBUTIONS)
+    def test_same_seed_gives_the_same_finite_float32(self, name: str) -> None:
+        weights = draw(name, 4096, seed=3)
+        assert weights.dtype == np.float32
+        assert weights.shape == (4096,)
+        assert np.isfinite(weights).all()
+        np.testing.assert_array_equal(weights, draw(name, 4096, seed=3))
+        assert (weights != draw(name, 4096, seed=4)).any()
+
+    def test_names_hold_what_they_promise(self) -> None:
+        size = 32_768
+        assert abs(draw("normal", size).std() - 1) < 0.02
+        assert abs(draw("normal-llm", size).std() - 0.02) < 0.001
+        assert 0.99 < np.abs(draw("uniform", size)).max() <= 1
+        assert 0.88 < (draw("sparse", size) == 0).mean() < 0.92
+        assert np.abs(draw("bimodal", size)).min() > 0.3
+        assert abs((draw("lognormal", size) < 0).mean() - 0.5) < 0.02
+        assert np.unique(draw("constant", size)).size == 1
+        assert np.abs(draw("outliers", size)).max() > 20
+        heavy = [np.abs(draw(name, size)).max() / draw(name, size).std() for name in DISTRIBUTIONS]
+        peak = dict(zip(DISTRIBUTIONS, heavy, strict=True))
+        assert peak["normal"] < peak["laplace"] < peak["student-t"]
+
+    def test_empty(self) -> None:
+        assert draw("laplace", 0).shape == (0,)
+
+    @pytest.mark.parametrize(
+        ("arguments", "message"),
+        [
+            (("gauss", 32), "distribution: unknown name 'gauss'.*normal.*laplace"),
+            (("normal", -1), "size: -1"),
+            (("normal", 32, -5), "seed: -5"),
+        ],
+    )
+    def test_errors_name_the_argument(self, arguments: tuple[str, int], message: str) -> None:
+        with pytest.raises(ValueError, match=message):
+            draw(*arguments)
+
+
+class TestVariants:
+    def test_cover_every_method_once_and_gradient_at_three_settings(self) -> None:
+        assert {variant.method for variant in VARIANTS} == set(METHODS)
+        labels = [variant.label for variant in VARIANTS]
+        assert len(set(labels)) == len(labels)
+        assert [label for label in labels if label.startswith("gradient")] == [
+            "gradient-5/0.3",
+            "gradient-10/0.1",
+            "gradient-20/0.1",
+        ]
+
+    def test_select_by_method_and_by_label(self) -> None:
+        assert select_variants(None) == VARIANTS
+        assert len(select_variants(["gradient"])) == 3
+        picked = select_variants(["gradient-10/0.1", "grid"])
+        assert [variant.label for variant in picked] == ["grid", "gradient-10/0.1"]
+
+    def test_unknown_name(self) -> None:
+        with pytest.raises(ValueError, match="unknown method 'grit'; expected one of grid"):
+            select_variants(["grit"])
+
+    def test_every_variant_is_benchmarked(self) -> None:
+        common = Path(__file__).parents[1] / "asv_bench" / "benchmarks" / "common.py"
+        if not common.exists():
+            pytest.skip("the benchmarks are not part of this tree")
+        spec = importlib.util.spec_from_file_location("asv_common", common)
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+        benchmarked = {label: Variant(*call) for label, call in module.VARIANTS.items()}
+        assert {variant.label: variant for variant in VARIANTS}.items() <= benchmarked.items()
+
+
+class TestCompare:
+    def test_a_row_says_what_the_method_does(self) -> None:
+        weights = draw("normal", 4096, seed=1)
+        row = compare(weights, [COARSE_FINE], repeat=2)[0]
+        packed = q43nl(weights, "coarse_fine")
+        expected = mse(weights, packed)
+        assert (row.label, row.method, row.parameters) == ("coarse_fine", "coarse_fine", {})
+        assert row.packed_bytes == packed.nbytes == 4096 // 32 * 19
+        assert row.mse == pytest.approx(expected, rel=1e-6)
+        assert row.mse_ratio == pytest.approx(expected / mse(weights, q43nl(weights, "grid")))
+        energy = float((weights.astype(np.float64) ** 2).mean())
+        assert row.snr_db == pytest.approx(10 * np.log10(energy / expected), abs=1e-4)
+
+    def test_speed_and_speedup_follow_from_the_times(self) -> None:
+        weights = draw("normal", 4096)
+        grid, other = compare(weights, [GRID, COARSE_FINE], repeat=1)
+        assert grid.mse_ratio == 1
+        assert grid.speedup == 1
+        assert other.speedup == pytest.approx(grid.seconds / other.seconds)
+        assert other.speed == pytest.approx(4096 / other.seconds / 1e6)
+
+    def test_parameters_reach_the_method(self) -> None:
+        weights = draw("normal", 4096)
+        coarse = Variant("grid", {"grid_size": 3})
+        row = compare(weights, [coarse], repeat=1)[0]
+        assert row.label == "grid-3"
+        assert row.mse == pytest.approx(mse(weights, q43nl(weights, "grid", grid_size=3)))
+        assert row.mse_ratio > 1.001
+
+    def test_takes_any_shape_and_dtype(self) -> None:
+        weights = draw("normal", 4096).astype(np.float16).reshape(64, 64).T
+        assert compare(weights, [GRID], repeat=1)[0].packed_bytes == 4096 // 32 * 19
+
+    def test_exact_results_are_equally_good(self) -> None:
+        row = compare(np.ones(64, np.float32), [COARSE_FINE], repeat=1)[0]
+        assert (row.mse, row.mse_ratio, row.snr_db) == (0, 1, np.inf)
+
+    @pytest.mark.parametrize(
+        ("weights", "repeat", "message"),
+        [
+            (np.empty(0, np.float32), 1, "weights: none"),
+            (np.ones(32, np.float32), 0, "repeat: 0"),
+            (np.ones(33, np.float32), 1, "33"),
+        ],
+    )
+    def test_errors(self, weights: np.ndarray, repeat: int, message: str) -> None:
+        with pytest.raises(ValueError, match=message):
+            compare(weights, [GRID], repeat=repeat)
+
+
+class TestNpy:
+    def test_small_file_is_taken_whole(self, tmp_path: Path) -> None:
+        weights = draw("normal", 2048).reshape(64, 32)
+        path = tmp_path / "w.npy"
+        np.save(path, weights)
+        sample = read_sample(path)
+        np.testing.assert_array_equal(sample.weights, weights.ravel())
+        assert (sample.source, sample.available) == (str(path), 2048)
+
+    def test_large_file_gives_whole_groups_from_all_over(self, tmp_path: Path) -> None:
+        np.save(tmp_path / "w.npy", np.repeat(np.arange(100), 32))
+        sample = read_sample(tmp_path / "w.npy", size=4 * 32 + 31)
+        np.testing.assert_array_equal(sample.weights, np.repeat([0, 25, 50, 75], 32))
+        assert sample.weights.dtype == np.float32
+        assert sample.available == 3200
+
+    @pytest.mark.parametrize("order", ["C", "F"])
+    def test_groups_follow_c_order(self, tmp_path: Path, order: str) -> None:
+        weights = draw("uniform", 64 * 48).reshape(48, 64)
+        np.save(tmp_path / "w.npy", np.asarray(weights, dtype=">f4", order=order))
+        np.testing.assert_array_equal(read_sample(tmp_path / "w.npy").weights, weights.ravel())
+
+    @pytest.mark.parametrize(
+        ("array", "message"),
+        [
+            (np.ones(33), "33 weights"),
+            (np.ones((0, 32)), "0 weights"),
+            (np.ones(32, complex), "complex128"),
+            (np.array([{}] * 32, object), "not a readable .npy file"),
+            (np.full(64, np.nan), "64 of 64 sampled weights"),
+            (np.r_[np.ones(63), 1e39], "1 of 64 sampled weights"),
+            (np.r_[np.ones(62), 65_505, -np.inf], "2 of 64 sampled weights"),
+        ],
+    )
+    def test_unfit_arrays(self, tmp_path: Path, array: np.ndarray, message: str) -> None:
+        path = tmp_path / "w.npy"
+        np.save(path, array)
+        with pytest.raises(ValueError, match=rf"w\.npy: .*{message}"):
+            read_sample(path)
+
+    @pytest.mark.parametrize("damage", ["empty", "garbage", "truncated", "archive"])
+    def test_damaged_files(self, tmp_path: Path, damage: str) -> None:
+        path = tmp_path / "w.npy"
+        np.save(path, np.ones(320))
+        whole = path.read_bytes()
+        if damage == "archive":
+            with path.open("wb") as file:
+                np.savez(file, a=np.ones(32))
+        else:
+            left = {"empty": b"", "garbage": b"garbage", "truncated": whole[:-8]}
+            path.write_bytes(left[damage])
+        with pytest.raises(ValueError, match=r"w\.npy: "):
+            read_sample(path)
+
+    def test_missing_file_and_unknown_type(self, tmp_path: Path) -> None:
+        with pytest.raises(FileNotFoundError, match=r"none\.npy"):
+            read_sample(tmp_path / "none.npy")
+        with pytest.raises(ValueError, match=r"w\.bin: unknown file type '\.bin'"):
+            read_sample(tmp_path / "w.bin")
+        with pytest.raises(ValueError, match="size: 31"):
+            read_sample(tmp_path / "w.npy", size=31)
+
+
+class TestSafetensors:
+    @pytest.fixture
+    def save(self, tmp_path: Path):
+        numpy_reader = pytest.importorskip("safetensors.numpy")
+
+        def save(**tensors: np.ndarray) -> Path:
+            path = tmp_path / "m.safetensors"
+            numpy_reader.save_file(tensors, path)
+            return path
+
+        return save
+
+    def test_all_floating_matrices_count_as_one(self, save) -> None:
+        ml_dtypes = pytest.importorskip("ml_dtypes")
+        path = save(
+            a=np.full((2, 64), 1, np.float32),
+            b=np.full((3, 2, 32), 2, np.float16),
+            c=np.full((2, 32), 3, ml_dtypes.bfloat16),
+            vector=np.full(64, 4, np.float32),
+            narrow=np.full((64, 16), 5, np.float32),
+            integer=np.full((2, 32), 6, np.uint8),
+        )
+        sample = read_sample(path)
+        expected = np.repeat([1, 2, 3], [128, 192, 64])
+        np.testing.assert_array_equal(sample.weights, expected)
+        assert sample.weights.dtype == np.float32
+
+    def test_large_file_is_sampled_over_all_tensors(self, save) -> None:
+        tensors = {f"t{i}": np.full((6, 32), i, np.float32) for i in range(8)}
+        sample = read_sample(save(**tensors), size=16 * 32)
+        np.testing.assert_array_equal(sample.weights, np.repeat(np.arange(8), 64))
+        assert sample.available == 8 * 6 * 32
+        few = read_sample(save(**tensors), size=2 * 32)
+        np.testing.assert_array_equal(few.weights, np.repeat([0, 4], 32))
+
+    def test_nothing_to_quantize(self, save) -> None:
+        with pytest.raises(ValueError, match=r"m\.safetensors: no floating matrix"):
+            read_sample(save(a=np.ones((32, 31), np.float32), b=np.ones((0, 32), np.float32)))
+
+    def test_unfit_weights_name_their_tensor(self, save) -> None:
+        spoiled = np.ones((4, 32), np.float32)
+        spoiled[2, 5] = np.nan
+        with pytest.raises(ValueError, match=r"m\.safetensors, tensor 'b': 1 of 128 sampled"):
+            read_sample(save(a=np.ones((4, 32), np.float32), b=spoiled))
+
+    @pytest.mark.parametrize("length", [0, 7, 100, -4])
+    def test_truncated_file(self, save, length: int) -> None:
+        path = save(a=np.ones((4, 32), np.float32))
+        path.write_bytes(path.read_bytes()[:length])
+        with pytest.raises(ValueError, match=r"m\.safetensors: not a readable \.safetensors file"):
+            read_sample(path)
+
+    def test_missing_file_and_folder(self, tmp_path: Path) -> None:
+        pytest.importorskip("safetensors")
+        with pytest.raises(FileNotFoundError, match=r"none\.safetensors"):
+            read_sample(tmp_path / "none.safetensors")
+        (tmp_path / "folder.safetensors").mkdir()
+        with pytest.raises(IsADirectoryError, match=r"folder\.safetensors"):
+            read_sample(tmp_path / "folder.safetensors")
+
+    @pytest.mark.parametrize("package", ["safetensors", "ml_dtypes"])
+    def test_missing_package_names_the_extra(
+        self, monkeypatch: pytest.MonkeyPatch, package: str
+    ) -> None:
+        monkeypatch.setitem(sys.modules, package, None)
+        with pytest.raises(ImportError, match=rf"{package}: pip install .q43nl_numba\[convert\]"):
+            read_sample("m.safetensors")
+
+
+class TestCommand:
+    def test_default_table(self, capsys: pytest.CaptureFixture[str]) -> None:
+        assert run_command("--repeat", "1") == 0
+        machine, sample, blank, heading, rule, *rows = capsys.readouterr().out.splitlines()
+        assert "numba" in machine
+        assert "threads" in machine
+        assert sample == "normal, seed 0: 32,768 weights"
+        assert blank == ""
+        assert heading.split()[0] == "method"
+        assert [row.split()[0] for row in rows] == [variant.label for variant in VARIANTS]
+        assert {len(line) for line in (heading, rule, *rows)} == {len(rule)}  # aligned
+        assert rows[0].split()[1] == "1.0000"
+        assert all(row.split()[-1] == "19456" for row in rows)
+
+    def test_json_holds_the_same_facts(self, capsys: pytest.CaptureFixture[str]) -> None:
+        arguments = ["--distribution", "laplace", "--seed", "5", "--size", "1024"]
+        assert run_command(*arguments, "--num-threads", "1", "--repeat", "1", "--json") == 0
+        document = json.loads(capsys.readouterr().out)
+        assert document["machine"]["threads"] == 1
+        assert document["sample"] == {
+            "source": "laplace, seed 5",
+            "weights": 1024,
+            "available": 1024,
+        }
+        rows = document["rows"]
+        assert [row["label"] for row in rows] == [variant.label for variant in VARIANTS]
+        weights = draw("laplace", 1024, seed=5)
+        assert rows[0]["mse"] == pytest.approx(mse(weights, q43nl(weights, "grid")))
+
+    def test_json_has_no_infinity(self, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+        np.save(tmp_path / "w.npy", np.ones(32))
+        run_command(str(tmp_path / "w.npy"), "--methods", "grid", "--json", "--repeat", "1")
+        text = capsys.readouterr().out
+        assert json.loads(text)["rows"][0]["snr_db"] is None
+        assert "Infinity" not in text
+
+    def test_file_before_or_after_options(
+        self, capsys: pytest.CaptureFixture[str], tmp_path: Path
+    ) -> None:
+        path = tmp_path / "w.npy"
+        np.save(path, draw("uniform", 6400))
+        for arguments in (
+            [str(path), "--methods", "grid", "--repeat", "1", "--size", "3200"],
+            ["--size", "3200", "--methods", "grid", "--repeat", "1", str(path)],
+            ["--size", "3200", str(path), "--repeat", "1", "--methods", "grid"],
+        ):
+            run_command(*arguments)
+            lines = capsys.readouterr().out.splitlines()
+            taken = f"{path}: 3,200 weights, in groups taken evenly from 6,400"
+            assert lines[1] == taken
+            assert len(lines) == 6
+
+    def test_table_formats_what_it_is_given(self) -> None:
+        row = comparison.Row("grid", "grid", {}, 0.25, 1.0, 21.5, 0.002, 16.384, 1.0, 19456)
+        facts = comparison.machine_facts(1)
+        sample = Sample("here", np.zeros(32768, np.float32), 32768)
+        last = comparison.format_table(sample, [row], facts).splitlines()[-1]
+        assert last.split() == ["grid", "1.0000", "21.50", "2.000", "16.38", "1.00x", "19456"]
+
+    @pytest.mark.parametrize(
+        ("arguments", "message"),
+        [
+            (["w.npy", "--distribution", "normal"], "not allowed with argument"),
+            (["w.npy", "--seed", "1"], "--seed: not allowed with argument FILE"),
+            (["--distribution", "gauss"], "invalid choice: 'gauss'"),
+            (["--methods", "grit"], "--methods: unknown method 'grit'; expected one of grid"),
+            (["--methods", "grid", "w.npy"], "FILE goes before --methods"),
+            (["--size", "100"], "--size: 100; expected a multiple of 32"),
+            (["--size", "0"], "--size: '0'; expected an integer of at least 32"),
+            (["--repeat", "0"], "--repeat: '0'"),
+            (["--num-threads", "two"], "--num-threads: 'two'"),
+            (["--seed", "-1"], "--seed"),
+        ],
+    )
+    def test_wrong_usage(
+        self, capsys: pytest.CaptureFixture[str], arguments: list[str], message: str
+    ) -> None:
+        assert message in usage_error(capsys, *arguments)
+
+    def test_help_has_examples(self, capsys: pytest.CaptureFixture[str]) -> None:
+        with pytest.raises(SystemExit) as exit_info:
+            run_command("--help")
+        assert exit_info.value.code == 0
+        assert "compare --distribution laplace" in capsys.readouterr().out

@@ -132,6 +132,13 @@ def new_trial() -> Trial:
 
 
 @helper
+def aim(trial: Trial, center: Integers, offset: int) -> None:
+    """Set a trial's curves to those of a center, all moved by an offset."""
+    for lane in range(LANES):
+        trial.curves[lane] = center[lane] + np.int32(offset)
+
+
+@helper
 def judge(magnitudes: Floats, trial: Trial) -> None:
     """Fill in a trial's errors and refined curves; its curves are clipped to the storable ones.
 

@@ -159,7 +159,8 @@ def store_tile(
     for lane in range(count):
         start = (first + lane) * GROUP_BYTES
         if halves[lane] == 0:
-            packed[start : start + GROUP_BYTES] = 0
+            for byte in range(GROUP_BYTES):
+                packed[start + byte] = 0
             continue
         at = (first + lane) * GROUP_SIZE
         for byte in range(GROUP_SIZE // 2):

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .._jit import helper
-from ..curve import LANES, NEAREST_LEVEL, judge, keep_better, new_trial
+from ..curve import LANES, NEAREST_LEVEL, aim, judge, keep_better, new_trial
 from ..encode import build_encoder
 from ..layout import LARGEST_CURVE
 from .method import Method
@@ -37,10 +37,11 @@ def search(
     center = np.zeros(LANES, np.int32)
     for pass_step in (_COARSE_STEP, _FINE_STEP):
         for place in range(-_EACH_SIDE, _EACH_SIDE + 1):
-            trial.curves[:] = center + np.int32(np.rint(place * pass_step))
+            aim(trial, center, np.int32(np.rint(place * pass_step)))
             judge(magnitudes, trial)
             keep_better(trial, curves, least)
-        center[:] = curves
+        for lane in range(LANES):
+            center[lane] = curves[lane]
 
 
 COARSE_FINE = Method(

@@ -20,6 +20,7 @@ from ..curve import (
     LANES,
     NEAREST_LEVEL,
     Trial,
+    aim,
     c_of_curve,
     curve_of_c,
     judge,
@@ -85,18 +86,19 @@ def search(
     start_errors = np.empty((_STARTS, LANES), np.float32)
     set_starts(magnitudes, scales, hints, start_curves)
     for start in range(_STARTS):
-        trial.curves[:] = start_curves[start]
+        aim(trial, start_curves[start], 0)
         judge(magnitudes, trial)
         keep_better(trial, curves, least)
-        start_curves[start] = trial.refined
-        start_errors[start] = trial.refined_errors
+        for lane in range(LANES):
+            start_curves[start, lane] = trial.refined[lane]
+            start_errors[start, lane] = trial.refined_errors[lane]
     for done in range(0, iterations, _DESCENT):
         origin = take_best_start(start_curves, start_errors)
         steps = min(_DESCENT, iterations - done)
         descend(magnitudes, trial, origin, steps, np.float32(rate), curves, least)
     center = curves.copy()
     for place in range(-_LINE_EACH_SIDE, _LINE_EACH_SIDE + 1):
-        trial.curves[:] = center + np.int32(place * _LINE_STEP)
+        aim(trial, center, place * _LINE_STEP)
         judge(magnitudes, trial)
         keep_better(trial, curves, least)
 
@@ -112,7 +114,9 @@ def set_starts(magnitudes: Floats, scales: Floats, hints: Floats, starts: Intege
     """
     fixed = len(_FIXED_STARTS)
     for start in range(fixed):
-        starts[start, :] = curve_of_c(_FIXED_STARTS[start])
+        curve = curve_of_c(_FIXED_STARTS[start])
+        for lane in range(LANES):
+            starts[start, lane] = curve
     mean = np.zeros(LANES, np.float32)
     square = np.zeros(LANES, np.float32)
     for i in range(GROUP_SIZE):
@@ -171,7 +175,7 @@ def descend(
     c = np.empty(LANES, np.float32)
     first = np.zeros(LANES, np.float32)
     second = np.zeros(LANES, np.float32)
-    above = np.empty(LANES, np.float32)
+    differences = np.empty(LANES, np.float32)
     center = np.empty(LANES, np.int32)
     bias1 = bias2 = np.float32(1)
     for lane in range(LANES):
@@ -180,15 +184,16 @@ def descend(
     for _ in range(steps):
         bias1 *= _BETA1
         bias2 *= _BETA2
-        trial.curves[:] = center + np.int32(_HALF_DIFFERENCE)
-        judge(magnitudes, trial)
-        keep_better(trial, curves, least)
-        above[:] = trial.errors
-        trial.curves[:] = center - np.int32(_HALF_DIFFERENCE)
-        judge(magnitudes, trial)
-        keep_better(trial, curves, least)
         for lane in range(LANES):
-            slope = (above[lane] - trial.errors[lane]) / c_of_curve(2 * _HALF_DIFFERENCE)
+            differences[lane] = np.float32(0)
+        for side in (-1, 1):
+            aim(trial, center, side * _HALF_DIFFERENCE)
+            judge(magnitudes, trial)
+            keep_better(trial, curves, least)
+            for lane in range(LANES):
+                differences[lane] += np.float32(side) * trial.errors[lane]
+        for lane in range(LANES):
+            slope = differences[lane] / c_of_curve(2 * _HALF_DIFFERENCE)
             first[lane] += (np.float32(1) - _BETA1) * (slope - first[lane])
             second[lane] += (np.float32(1) - _BETA2) * (slope * slope - second[lane])
             mean = first[lane] / (np.float32(1) - bias1)

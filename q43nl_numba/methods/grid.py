@@ -74,10 +74,9 @@ def search(
 ) -> None:
     """Curve of the least squared error; of equals, the first."""
     (handicaps,) = parameters
-    # One more row than curves takes the changes that lie beyond c = 1.
-    moments = np.empty((CURVES + 1, _MOMENTS, SLICE), np.float64)
     for start in range(0, LANES, SLICE):
-        moments[:] = 0.0
+        # One more row than curves takes the changes that lie beyond c = 1.
+        moments = np.zeros((CURVES + 1, _MOMENTS, SLICE), np.float64)
         enter_changes(magnitudes, start, moments)
         choose(moments, handicaps, curves[start : start + SLICE])
 

@@ -29,6 +29,8 @@ def number_array(values: Any, name: str) -> Array:
 
 
 def _any_array(values: Any, name: str) -> Array:
+    if np.ma.is_masked(values):
+        raise ValueError(f"{name} must not be masked, found a masked array; fill it first")
     try:
         if hasattr(values, "__dlpack__") and not hasattr(values, "__array__"):
             return np.from_dlpack(values)
@@ -49,23 +51,51 @@ def pieces(array: Array, dtype: DTypeLike = np.float32, size: int = PIECE) -> It
     but the last have `size` elements, a multiple of the group size.
     """
     dtype = np.dtype(dtype)
-    if array.dtype == dtype and array.flags.c_contiguous and array.flags.aligned:
-        flat = array.reshape(-1)
-        yield from (flat[start : start + size] for start in range(0, flat.size, size))
-    elif array.flags.c_contiguous:
-        flat = array.reshape(-1)
-        yield from (flat[start : start + size].astype(dtype) for start in range(0, flat.size, size))
-    elif array.size:
-        walk: Any = np.nditer  # its stub does not know every combination of arguments
-        yield from walk(
-            array,
-            flags=["external_loop", "buffered"],
-            op_flags=[["readonly", "aligned"]],
-            op_dtypes=[dtype],
-            casting="same_kind",
-            order="C",
-            buffersize=size,
-        )
+    if not array.flags.c_contiguous:
+        yield from _gathered(array, dtype, size)
+        return
+    flat = array.reshape(-1)
+    in_place = array.dtype == dtype and array.flags.aligned
+    for start in range(0, flat.size, size):
+        part = flat[start : start + size]
+        yield part if in_place else part.astype(dtype)
+
+
+def _gathered(array: Array, dtype: np.dtype[Any], size: int) -> Iterator[Array]:
+    """Pieces of an array that is scattered in memory.
+
+    NumPy's buffered iterator ends its chunks at ends of rows, so they are put together here.
+    """
+    piece = np.empty(min(size, array.size), dtype)
+    filled = 0
+    walk: Any = np.nditer  # its stub does not know every combination of arguments
+    for chunk in walk(
+        array,
+        flags=["external_loop", "buffered", "zerosize_ok"],
+        op_flags=[["readonly"]],
+        op_dtypes=[dtype],
+        casting="same_kind",
+        order="C",
+        buffersize=size // 16,
+    ):
+        taken = 0
+        while taken < chunk.size:
+            count = min(chunk.size - taken, piece.size - filled)
+            piece[filled : filled + count] = chunk[taken : taken + count]
+            taken += count
+            filled += count
+            if filled == piece.size:
+                yield piece
+                filled = 0
+    if filled:
+        yield piece[:filled]
+
+
+def read_only(array: Array) -> Array:
+    """A read-only view: one type for the kernels, whether the caller's array is writable or not."""
+    view = array.view()
+    view.flags.writeable = False
+    return view
 
 
 def check_whole_groups(array: Array, name: str) -> int:
@@ -100,13 +130,21 @@ def check_num_threads(num_threads: Any) -> int | None:
     """A `num_threads` argument: None, or an integer from 1 on."""
     if num_threads is None:
         return None
+    return checked_integer("num_threads", num_threads, 1)
+
+
+def checked_integer(name: str, value: Any, least: int) -> int:
+    """An argument that must be an integer of at least `least`."""
+    wanted = f"{name} must be an integer of at least {least}, found {value!r}"
     try:
-        count = operator.index(num_threads)
+        number = operator.index(value)
     except TypeError:
-        count = 0
-    if isinstance(num_threads, bool) or count < 1:
-        raise ValueError(f"num_threads must be None or an integer from 1 on, found {num_threads!r}")
-    return count
+        raise TypeError(wanted) from None
+    if isinstance(value, bool):
+        raise TypeError(wanted)
+    if number < least:
+        raise ValueError(wanted)
+    return number
 
 
 def check_eps_scale(eps_scale: Any) -> float:

@@ -10,7 +10,7 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
-from ._arrays import PIECE, check_num_threads, check_out
+from ._arrays import PIECE, check_num_threads, check_out, read_only
 from ._jit import Kernel, fma, helper, prange, thread_count
 from .layout import (
     CURVE_AT,
@@ -62,7 +62,7 @@ def dequantize(
     Returns
     -------
     weights : array of `dtype`
-        Of the given shape (`out` itself where it is given).
+        Of the given shape: `out` itself where it is given, or a view of it.
 
     Raises
     ------
@@ -89,24 +89,22 @@ def dequantize(
         weights = np.empty(_check_shape(shape, size), wanted)
     else:
         weights = check_out(out, wanted, size, data)
-        if shape is not None:
-            weights = weights.reshape(_check_shape(shape, size))
+        wanted_shape = out.shape if shape is None else _check_shape(shape, size)
+        weights = weights if wanted_shape == out.shape else weights.reshape(wanted_shape)
     if wanted == np.float32:
         decode(data, weights.reshape(-1), num_threads)
     else:
         _decode_rounded(data, weights.reshape(-1), num_threads)
-    return weights if shape is not None or out is None else out
+    return weights
 
 
 def packed_bytes(packed: Any, name: str) -> NDArray[np.uint8]:
     """Flat contiguous bytes of whole groups."""
-    if isinstance(packed, (bytes, bytearray, memoryview)):
-        array: NDArray[Any] = np.frombuffer(packed, np.uint8)
-    else:
-        array = np.asarray(packed)
+    is_text = isinstance(packed, (bytes, bytearray))
+    array: NDArray[Any] = np.frombuffer(packed, np.uint8) if is_text else np.asarray(packed)
     if array.dtype not in (np.dtype(np.uint8), GROUP_DTYPE):
         raise TypeError(f"{name} must hold uint8 or GROUP_DTYPE, found dtype {array.dtype}")
-    data = np.ascontiguousarray(array).reshape(-1).view(np.uint8)
+    data = read_only(np.ascontiguousarray(array).reshape(-1).view(np.uint8))
     if data.size % GROUP_BYTES:
         raise ValueError(
             f"{name} must have a multiple of {GROUP_BYTES} bytes, "

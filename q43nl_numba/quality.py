@@ -77,7 +77,7 @@ def quality(tensor: Any, packed: Any) -> Quality:
         # Not np.dot: the threads that BLAS leaves waiting would slow down the kernels.
         signal += float(np.square(weights).sum())
         noise += float(np.square(error).sum())
-        largest = max(largest, float(np.abs(error).max()))
+        largest = float(np.maximum(largest, np.abs(error).max()))  # keeps NaN
         at = stop
     return Quality(
         mse=noise / max(array.size, 1),

@@ -15,6 +15,7 @@ from ._arrays import (
     check_whole_groups,
     number_array,
     pieces,
+    read_only,
 )
 from ._jit import thread_count
 from .encode import tile_count
@@ -26,6 +27,7 @@ METHODS: tuple[str, ...] = tuple(methods.TABLE)
 
 _NO_HINTS = np.zeros((0, 0), np.float32)
 _HINTED_GROUPS = 1 << 11
+_CHECKED_WEIGHTS = 1 << 16
 
 
 def q43nl(
@@ -115,7 +117,8 @@ def q43nl(
         packed = np.empty(groups * GROUP_BYTES, np.uint8)
     else:
         packed = check_out(out, np.dtype(np.uint8), groups * GROUP_BYTES, array)
-        check_storable(array)
+        with np.errstate(over="ignore"):
+            check_storable(array)
     encode_pieces(array, chosen, parameters, eps_scale, packed.reshape(-1), num_threads)
     return packed
 
@@ -137,7 +140,8 @@ def encode_pieces(
             part = packed[at : at + groups * GROUP_BYTES]
             threads = thread_count(num_threads, tile_count(groups))
             hints = group_hints(weights, method)
-            if method.encode(weights, hints, parameters, eps_scale, part, num_threads=threads):
+            call = (read_only(weights), hints, parameters, eps_scale, part)
+            if method.encode(*call, num_threads=threads):
                 check_storable(array)
             at += part.size
 
@@ -159,16 +163,15 @@ def check_storable(array: NDArray[Any]) -> None:
     not_finite = 0
     first_not_finite = first_too_large = -1
     at = 0
-    for piece in pieces(array, wide):
+    for piece in pieces(array, wide, _CHECKED_WEIGHTS):
         finite = np.isfinite(piece)
         bad = piece.size - int(np.count_nonzero(finite))
         if bad and not not_finite:
             first_not_finite = at + int(np.argmin(finite))
         not_finite += bad
-        if first_too_large < 0 and not_finite == 0:
-            too_large = np.abs(piece) > MAX_SCALE
-            if too_large.any():
-                first_too_large = at + int(np.argmax(too_large))
+        too_large = np.abs(piece.astype(np.float32, copy=False)) > MAX_SCALE  # as quantized
+        if first_too_large < 0 and too_large.any():
+            first_too_large = at + int(np.argmax(too_large))
         at += piece.size
     if not_finite:
         raise ValueError(

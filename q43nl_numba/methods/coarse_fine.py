@@ -37,7 +37,7 @@ def search(
     center = np.zeros(LANES, np.int32)
     for pass_step in (_COARSE_STEP, _FINE_STEP):
         for place in range(-_EACH_SIDE, _EACH_SIDE + 1):
-            aim(trial, center, np.int32(np.rint(place * pass_step)))
+            aim(trial, center, int(np.rint(place * pass_step)))
             judge(magnitudes, trial)
             keep_better(trial, curves, least)
         for lane in range(LANES):

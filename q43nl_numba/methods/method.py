@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import operator
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from numbers import Real
@@ -12,6 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from .._arrays import checked_integer
 from .._jit import Kernel
 
 
@@ -41,17 +41,7 @@ class Method:
 
 def integer_from(least: int) -> Callable[[str, Any], int]:
     """Check for integers of at least `least`."""
-
-    def check(name: str, value: Any) -> int:
-        try:
-            number = operator.index(value)
-        except TypeError:
-            number = least - 1
-        if isinstance(value, bool) or number < least:
-            raise ValueError(f"{name} must be an integer of at least {least}, found {value!r}")
-        return number
-
-    return check
+    return lambda name, value: checked_integer(name, value, least)
 
 
 def positive_number(name: str, value: Any) -> float:
@@ -65,7 +55,7 @@ def positive_number(name: str, value: Any) -> float:
 
 def find_method(methods: Mapping[str, Method], name: str) -> Method:
     """The method of a name, or an error that lists the names."""
-    if name not in methods:
+    if not isinstance(name, str) or name not in methods:
         raise ValueError(f"method must be one of {', '.join(methods)}, found {name!r}")
     return methods[name]
 

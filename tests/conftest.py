@@ -1,0 +1,35 @@
+"""Fixtures of the whole suite, and how hypothesis runs in it."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, settings
+
+sys.path.insert(0, str(Path(__file__).parent))  # oracle and samples, whatever the import mode
+
+# A kernel compiles at its first call, so the first example of a test may take seconds.
+settings.register_profile(
+    "q43nl",
+    deadline=None,
+    max_examples=60,
+    suppress_health_check=[HealthCheck.too_slow],
+)
+settings.load_profile("q43nl")
+
+
+@pytest.fixture
+def rng() -> np.random.Generator:
+    """A generator with a fixed seed."""
+    return np.random.default_rng(20240607)
+
+
+@pytest.fixture(scope="session")
+def normal() -> np.ndarray:
+    """1,024 groups of normal weights, read-only, so that no test can spoil it for the next."""
+    weights = np.random.default_rng(7).standard_normal((1024, 32)).astype(np.float32)
+    weights.flags.writeable = False
+    return weights

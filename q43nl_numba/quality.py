@@ -57,7 +57,7 @@ def quality(tensor: Any, packed: Any) -> Quality:
     >>> weights = np.random.default_rng(0).standard_normal(32_768)
     >>> result = quality(weights, q43nl(weights, method="grid"))
     >>> f"{result.snr_db:.1f} dB at {result.bits_per_weight} bits"
-    '22.0 dB at 4.75 bits'
+    '21.9 dB at 4.75 bits'
     """
     array = number_array(tensor, "tensor")
     groups = check_whole_groups(array, "tensor")

@@ -63,7 +63,7 @@ def hints(groups: Floats) -> Floats:
     """
     from scipy import stats  # costs more to import than all the rest
 
-    second, fourth = stats.moment(groups, order=[2, 4], axis=1, center=0.0)
+    second, fourth = stats.moment(groups, [2, 4], axis=1, center=0.0)
     quartiles = stats.scoreatpercentile(np.abs(groups), _QUARTILES, axis=1)
     with np.errstate(divide="ignore", invalid="ignore"):
         kurtosis = fourth / (second * second)

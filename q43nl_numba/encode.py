@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ._jit import Kernel, bits_of_float, float_of_bits, helper, prange, specialize
-from .curve import LANES, STEPS, set_codes, set_levels
+from .curve import LANES, STEPS, set_codes, set_midpoints
 from .layout import (
     CURVE_AT,
     GROUP_BYTES,
@@ -47,7 +47,7 @@ def build_encoder(search: Callable[..., None], *, nearest: bool, name: str) -> K
         group is stored as zeros), hints float32[n, LANES] (what the method was told of each group
         from outside), curves int32[LANES].
     nearest : bool
-        How the final codes are rounded, see `set_levels`.
+        How the final codes are rounded, see `set_midpoints`.
     name : str
         The method's name.
 
@@ -151,10 +151,9 @@ def store_tile(
     packed: Bytes,
 ) -> None:
     """Round the weights to the levels of the chosen curves and write the groups' bytes."""
-    levels = np.empty((STEPS, LANES), np.float32)
     midpoints = np.empty((STEPS, LANES), np.float32)
     codes = np.empty((GROUP_SIZE, LANES), np.uint8)
-    set_levels(curves, nearest, levels, midpoints)
+    set_midpoints(curves, nearest, midpoints)
     set_codes(magnitudes, midpoints, codes)
     for lane in range(count):
         start = (first + lane) * GROUP_BYTES

@@ -7,7 +7,7 @@ With x = code / 7 a weight decodes to ``scale * y`` where::
 (source: PasLLM, ``docs/quant_4bit_formats.md``). Everything here works on magnitudes, of which the
 curve is the same function, in units of the scale.
 
-A *tile* is `LANES` groups side by side: arrays of shape ``[GROUP_SIZE, LANES]`` in which lane l is
+A *tile* is some groups side by side: arrays of shape ``[GROUP_SIZE, lanes]`` in which lane l is
 group l. Loops over lanes compile to full-width vector code, and each lane's sums run over its
 weights in their order, so a group's result does not depend on the vector width or its neighbors.
 """
@@ -23,7 +23,10 @@ from ._jit import helper
 from .layout import GROUP_SIZE, LARGEST_CURVE
 
 LANES: Final = 128
-"""Groups in a tile: enough to pay for the loops around them, few enough to stay in the L1 cache."""
+"""Most groups in a tile: they pay for the loops around them, and still fit the L1 cache."""
+
+LANES_STEP: Final = 16
+"""Tiles are a multiple of this wide, whatever they hold: the widest vectors are filled."""
 
 STEPS: Final = 7
 """Codes run from -7 to 7, so seven level midpoints part the magnitudes."""
@@ -65,13 +68,13 @@ def set_midpoints(curves: Integers, nearest: bool, midpoints: Floats) -> None:
 
     Parameters
     ----------
-    curves : int32[LANES]
+    curves : int32[lanes]
     nearest : bool
         `NEAREST_LEVEL`: midpoints lie halfway between the levels; a magnitude belongs to the level
         next to it. `ROUND_ROOT`: midpoints are the curve's values at x = (k + 1/2) / 7, that is,
         codes are the rounded roots 7 x, as the format's author has it. The halfway points lie c /
         196 above those, since y((k + 1/2)/7, c) + c/196 = (y(k/7, c) + y((k + 1)/7, c)) / 2.
-    midpoints : float32[STEPS, LANES]
+    midpoints : float32[STEPS, lanes]
         Overwritten.
     """
     for k in range(STEPS):
@@ -79,7 +82,7 @@ def set_midpoints(curves: Integers, nearest: bool, midpoints: Floats) -> None:
         slope = np.float32(m * m - m)
         if nearest:
             slope += _NEAREST_SHIFT
-        for lane in range(LANES):
+        for lane in range(curves.size):
             midpoints[k, lane] = m + c_of_curve(curves[lane]) * slope
 
 
@@ -93,7 +96,7 @@ class Trial(NamedTuple):
     """
 
     curves: Integers
-    """The curves to try, int32[LANES]."""
+    """The curves to try, int32[lanes]."""
     errors: Floats
     """Their squared errors, in units of the squared scale."""
     refined: Integers
@@ -110,23 +113,23 @@ REACH: Final = 16
 
 
 @helper
-def new_trial() -> Trial:
-    """Uninitialized room for trials."""
+def new_trial(lanes: int) -> Trial:
+    """Uninitialized room for trials on a tile."""
     return Trial(
-        np.empty(LANES, np.int32),
-        np.empty(LANES, np.float32),
-        np.empty(LANES, np.int32),
-        np.empty(LANES, np.float32),
-        np.empty(LANES, np.float32),
-        np.empty(LANES, np.float32),
-        np.empty((STEPS, LANES), np.float32),
+        np.empty(lanes, np.int32),
+        np.empty(lanes, np.float32),
+        np.empty(lanes, np.int32),
+        np.empty(lanes, np.float32),
+        np.empty(lanes, np.float32),
+        np.empty(lanes, np.float32),
+        np.empty((STEPS, lanes), np.float32),
     )
 
 
 @helper
 def aim(trial: Trial, center: Integers, offset: int) -> None:
     """Set a trial's curves to those of a center, all moved by an offset."""
-    for lane in range(LANES):
+    for lane in range(center.size):
         trial.curves[lane] = center[lane] + np.int32(offset)
 
 
@@ -136,16 +139,16 @@ def judge(magnitudes: Floats, trial: Trial) -> None:
 
     Parameters
     ----------
-    magnitudes : float32[GROUP_SIZE, LANES]
+    magnitudes : float32[GROUP_SIZE, lanes]
         |w| / scale.
     trial : Trial
         With its curves set.
     """
-    for lane in range(LANES):
+    for lane in range(trial.curves.size):
         trial.curves[lane] = clip_curve(trial.curves[lane])
     set_midpoints(trial.curves, NEAREST_LEVEL, trial.midpoints)
     add_errors(magnitudes, trial.curves, trial.midpoints, trial.errors, trial.slopes, trial.bends)
-    for lane in range(LANES):
+    for lane in range(trial.curves.size):
         # error(c + d) = error(c) - 2 d slope + d^2 bend
         slope, bend = trial.slopes[lane], trial.bends[lane]
         step = np.float32(LARGEST_CURVE) * slope / (bend + _TINY)
@@ -159,7 +162,7 @@ def judge(magnitudes: Floats, trial: Trial) -> None:
 @helper
 def keep_better(trial: Trial, curves: Integers, least: Floats) -> None:
     """Take a trial's refined curves in the lanes where they have less error."""
-    for lane in range(LANES):
+    for lane in range(curves.size):
         better = trial.refined_errors[lane] < least[lane]
         least[lane] = trial.refined_errors[lane] if better else least[lane]
         curves[lane] = trial.refined[lane] if better else curves[lane]
@@ -179,13 +182,13 @@ def add_errors(
     With y = x + c b, b = x^2 - x, and e = v - y: errors = sum e^2, slopes = sum e b, bends =
     sum b^2. (Arrays, not a `Trial`: only for those does the compiler see that they are apart.)
     """
-    for lane in range(LANES):
+    for lane in range(curves.size):
         errors[lane] = np.float32(0)
         slopes[lane] = np.float32(0)
         bends[lane] = np.float32(0)
     # Some weights a pass share one load of the lane's midpoints.
     for i in range(0, GROUP_SIZE, 4):
-        for lane in range(LANES):
+        for lane in range(curves.size):
             c = c_of_curve(curves[lane])
             middles = (
                 midpoints[0, lane],
@@ -224,7 +227,7 @@ def error_and_bend(v: np.float32, midpoints: Any, c: np.float32) -> tuple[np.flo
 def set_codes(magnitudes: Floats, midpoints: Floats, codes: NDArray[np.uint8]) -> None:
     """Magnitudes of the codes: how many midpoints lie below each weight's magnitude."""
     for i in range(GROUP_SIZE):
-        for lane in range(LANES):
+        for lane in range(codes.shape[1]):
             code = np.uint8(0)
             for k in range(STEPS):
                 code += np.uint8(magnitudes[i, lane] > midpoints[k, lane])

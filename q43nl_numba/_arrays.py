@@ -156,3 +156,38 @@ def check_eps_scale(eps_scale: Any) -> float:
     if not (math.isfinite(value) and value >= 0):
         raise ValueError(f"eps_scale must be finite and at least 0, found {eps_scale!r}")
     return value
+
+
+def check_importance(importance: Any, tensor: Array) -> Array | None:
+    """An `importance` argument as float32, of the tensor's shape or of its last dimension's."""
+    if importance is None:
+        return None
+    array = number_array(importance, "importance")
+    shapes = [tensor.shape, tensor.shape[-1:]]
+    if array.shape not in shapes:
+        raise ValueError(
+            f"importance must have the tensor's shape {tensor.shape} or its last dimension's "
+            f"length, found shape {array.shape}"
+        )
+    with np.errstate(over="ignore"):
+        weighting = array.astype(np.float32, order="C", copy=False)
+    wrong = ~(np.isfinite(weighting) & (weighting >= 0))
+    if wrong.any():
+        first = int(np.argmax(wrong))
+        raise ValueError(
+            f"importance must be finite and at least 0, found "
+            f"{array[np.unravel_index(first, array.shape)]} at flat index {first}"
+        )
+    return weighting
+
+
+def importance_pieces(importance: Array | None, tensor: Array) -> Iterator[Array]:
+    """The importance of each of the tensor's `pieces`; empty where there is none."""
+    for start in range(0, tensor.size, PIECE):
+        size = min(PIECE, tensor.size - start)
+        if importance is None:
+            yield np.zeros(0, np.float32)
+        elif importance.shape == tensor.shape:
+            yield importance.reshape(-1)[start : start + size]
+        else:
+            yield np.resize(np.roll(importance, -(start % importance.size)), size)

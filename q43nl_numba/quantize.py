@@ -11,14 +11,17 @@ from numpy.typing import NDArray
 from . import methods
 from ._arrays import (
     check_eps_scale,
+    check_importance,
     check_num_threads,
     check_out,
     check_whole_groups,
+    importance_pieces,
     number_array,
     pieces,
 )
 from ._jit import thread_count
 from .encode import tile_count
+from .encode_free import FARTHEST
 from .layout import GROUP_BYTES, GROUP_SIZE, MAX_SCALE
 from .methods import Method
 
@@ -37,7 +40,10 @@ def q43nl(
     grid_size: int = 255,
     gd_iterations: int = 5,
     gd_lr: float = 0.3,
-    eps_scale: float = 1e-6,
+    effort: int = 5,
+    codes: str = "full",
+    importance: Any = None,
+    eps_scale: float | None = None,
     out: NDArray[np.uint8] | None = None,
     num_threads: int | None = None,
 ) -> NDArray[np.uint8]:
@@ -53,12 +59,15 @@ def q43nl(
     tensor : array_like
         Real numbers of any dtype (float16, float32, float64, integers; bfloat16 with ml_dtypes),
         shape and memory layout, or an object with ``__array__`` or ``__dlpack__``. Its size must
-        be a multiple of 32; magnitudes may reach 65504, the largest float16. Quantized is its
+        be a multiple of 32; magnitudes may reach 65504, the largest float16 ("optimal" and "exact"
+        with all codes: 85556 on one side of zero in each group). Quantized is its
         value in float32. float32 C-contiguous input is not copied; other input is converted a few
         MiB at a time.
-    method : {"gradient", "coarse_fine", "grid"}
+    method : {"gradient", "coarse_fine", "grid", "optimal", "exact"}
         How each group's curve is searched: by informed starts and Adam, by two passes of 17
-        candidates, or among all 255 curves (the reference).
+        candidates, or among all 255 curves (the reference). These three take the group's largest
+        magnitude for the scale. "optimal" searches scale, curve and codes together, "exact" finds
+        the least error that the format allows.
     grid_size : int
         For "grid": evenly spaced values of c from -1 to 1, at least 2; each is tried at the
         storable curve next to it.
@@ -66,9 +75,18 @@ def q43nl(
         For "gradient": iterations of Adam, shared among the best starts; at least 1.
     gd_lr : float
         For "gradient": the learning rate, in units of c; above 0.
-    eps_scale : float
-        Groups whose scale (largest magnitude, rounded up to float16) does not exceed this are
-        stored as zeros.
+    effort : int
+        For "optimal": 1 (fast) to 9 (near to "exact").
+    codes : {"full", "symmetric"}
+        For "optimal" and "exact": whether to use all that readers of the format decode (codes -8 to
+        7, negative scales, curve -128), or only what the other methods write.
+    importance : array_like, optional
+        Weights of the squared errors: finite numbers from 0 on, of the tensor's shape or of its
+        last dimension's length. By default, and in groups where all are 0, every error counts the
+        same.
+    eps_scale : float, optional
+        Groups whose largest magnitude, rounded up to float16, does not exceed this are stored as
+        zeros. By default 0 for "optimal" and "exact", 1e-6 for the other methods.
     out : uint8 array, optional
         C-contiguous array of the result's size to write to. It is not touched if the call fails.
     num_threads : int, optional
@@ -107,9 +125,15 @@ def q43nl(
     True
     """
     chosen = methods.find_method(methods.TABLE, method)
-    given = {"grid_size": grid_size, "gd_iterations": gd_iterations, "gd_lr": gd_lr}
+    given = {
+        "grid_size": grid_size,
+        "gd_iterations": gd_iterations,
+        "gd_lr": gd_lr,
+        "effort": effort,
+        "codes": codes,
+    }
     parameters = methods.method_parameters(chosen, methods.TABLE, given)
-    eps_scale = check_eps_scale(eps_scale)
+    least_scale = chosen.eps_scale if eps_scale is None else check_eps_scale(eps_scale)
     num_threads = check_num_threads(num_threads)
     array = number_array(tensor, "tensor")
     groups = check_whole_groups(array, "tensor")
@@ -118,15 +142,21 @@ def q43nl(
     else:
         packed = check_out(out, np.dtype(np.uint8), groups * GROUP_BYTES, array)
         with np.errstate(over="ignore"):
-            check_storable(array)
-    encode_pieces(array, chosen, parameters, eps_scale, packed.reshape(-1), num_threads)
+            check_storable(array, reach(chosen, parameters))
+    weighting = check_importance(importance, array)
+    if weighting is not None and not chosen.free:
+        raise ValueError(f"importance belongs to methods optimal and exact, found it with {method}")
+    encode_pieces(
+        array, weighting, chosen, parameters, least_scale, packed.reshape(-1), num_threads
+    )
     return packed
 
 
 def encode_pieces(
     array: NDArray[Any],
+    importance: NDArray[np.float32] | None,
     method: Method,
-    parameters: NDArray[np.float64],
+    parameters: Any,
     eps_scale: float,
     packed: NDArray[np.uint8],
     num_threads: int | None,
@@ -135,13 +165,15 @@ def encode_pieces(
     at = 0
     # What overflows float32 becomes infinite, and is then rejected.
     with np.errstate(over="ignore"):
-        for weights in pieces(array):
+        for weights, weighting in zip(
+            pieces(array), importance_pieces(importance, array), strict=False
+        ):
             groups = weights.size // GROUP_SIZE
             part = packed[at : at + groups * GROUP_BYTES]
             threads = thread_count(num_threads, tile_count(groups))
-            hints = group_hints(weights, method, threads)
-            if not method.encode(weights, hints, parameters, eps_scale, part, num_threads=threads):
-                check_storable(array)
+            told = weighting if method.free else group_hints(weights, method, threads)
+            if not method.encode(weights, told, parameters, eps_scale, part, num_threads=threads):
+                check_storable(array, reach(method, parameters))
             at += part.size
 
 
@@ -159,8 +191,16 @@ def group_hints(weights: NDArray[np.float32], method: Method, threads: int) -> N
         return np.concatenate(list(pool.map(compute, portions)), axis=1)
 
 
-def check_storable(array: NDArray[Any]) -> None:
-    """Raise an error that tells where an array holds what no scale can express, if it does."""
+def reach(method: Method, parameters: Any) -> float:
+    """Largest magnitude that a method can store, on one side of zero at least."""
+    return FARTHEST if method.free and parameters[0] else MAX_SCALE
+
+
+def check_storable(array: NDArray[Any], farthest: float = MAX_SCALE) -> None:
+    """Raise an error that tells where an array holds what no scale can express, if it does.
+
+    `farthest` is the largest magnitude; of each group, one side of zero must keep to `MAX_SCALE`.
+    """
     wide = np.result_type(array.dtype, np.float32) if array.dtype.kind == "f" else np.float32
     not_finite = 0
     first_not_finite = first_too_large = -1
@@ -171,7 +211,7 @@ def check_storable(array: NDArray[Any]) -> None:
         if bad and not not_finite:
             first_not_finite = at + int(np.argmin(finite))
         not_finite += bad
-        too_large = np.abs(piece.astype(np.float32, copy=False)) > MAX_SCALE  # as quantized
+        too_large = is_too_large(piece.astype(np.float32, copy=False), farthest)  # as quantized
         if first_too_large < 0 and too_large.any():
             first_too_large = at + int(np.argmax(too_large))
         at += piece.size
@@ -181,10 +221,19 @@ def check_storable(array: NDArray[Any]) -> None:
             f"the first ({_value(array, first_not_finite)}) at flat index {first_not_finite}"
         )
     if first_too_large >= 0:
+        further = f" ({farthest:g} on one side of zero)" if farthest > MAX_SCALE else ""
         raise ValueError(
-            f"tensor must not exceed {MAX_SCALE:g} in magnitude, the largest float16 scale, "
-            f"found {_value(array, first_too_large)} at flat index {first_too_large}"
+            f"tensor must not exceed {MAX_SCALE:g} in magnitude, the largest float16 scale"
+            f"{further}, found {_value(array, first_too_large)} at flat index {first_too_large}"
         )
+
+
+def is_too_large(weights: NDArray[np.float32], farthest: float) -> NDArray[np.bool_]:
+    """Which weights are out of every level's reach, or have such on the other side of zero."""
+    groups = weights.reshape(-1, GROUP_SIZE)
+    above, below = groups > MAX_SCALE, groups < -MAX_SCALE
+    both = np.any(above, axis=1, keepdims=True) & np.any(below, axis=1, keepdims=True)
+    return ((np.abs(groups) > farthest) | ((above | below) & both)).reshape(-1)
 
 
 def _value(array: NDArray[Any], flat_index: int) -> str:

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 from .coarse_fine import COARSE_FINE
+from .exact import EXACT
 from .gradient import GRADIENT
 from .grid import GRID
 from .method import Method, find_method, method_parameters
+from .optimal import OPTIMAL
 
-TABLE: dict[str, Method] = {method.name: method for method in (GRID, COARSE_FINE, GRADIENT)}
+TABLE: dict[str, Method] = {
+    method.name: method for method in (GRID, COARSE_FINE, GRADIENT, OPTIMAL, EXACT)
+}
 
 __all__ = ["TABLE", "Method", "find_method", "method_parameters"]

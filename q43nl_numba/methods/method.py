@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from .._arrays import checked_integer
 from ..encode import Encoder
+from ..encode_free import FreeEncoder
 
 
 def _as_given(*values: float) -> NDArray[np.float64]:
@@ -24,27 +25,54 @@ class Option:
     """A keyword of `q43nl` that some methods take."""
 
     name: str
-    default: int | float
-    check: Callable[[str, Any], int | float]
+    default: int | float | str
+    check: Callable[[str, Any], int | float | str]
     """Returns the value as the kernel wants it, or raises an error that names the option."""
 
 
 @dataclass(frozen=True)
 class Method:
-    """A search for the curve of each group, with what it needs from outside the kernel."""
+    """A search for the curve of each group (`free`: for its scale and codes as well)."""
 
     name: str
-    encode: Encoder
+    encode: Encoder | FreeEncoder
     options: tuple[Option, ...] = ()
-    parameters: Callable[..., NDArray[np.float64]] = field(default=_as_given)
+    parameters: Callable[..., Any] = field(default=_as_given)
     """Turns the options' values into the parameters of the search."""
     hints: Callable[[NDArray[np.float32]], NDArray[np.float32]] | None = None
     """Turns groups, float32[n, 32], into what the search is told of them, float32[k, n]."""
+    free: bool = False
+    """Whether the search chooses the scale too: its encoder is a `FreeEncoder`."""
+    eps_scale: float = 1e-6
+    """Default of the scale up to which groups are stored as zeros."""
 
 
 def integer_from(least: int) -> Callable[[str, Any], int]:
     """Check for integers of at least `least`."""
     return lambda name, value: checked_integer(name, value, least)
+
+
+def integer_between(least: int, most: int) -> Callable[[str, Any], int]:
+    """Check for integers from `least` to `most`."""
+
+    def check(name: str, value: Any) -> int:
+        number = checked_integer(name, value, least)
+        if number > most:
+            raise ValueError(f"{name} must be an integer of at most {most}, found {value!r}")
+        return number
+
+    return check
+
+
+def one_of(*choices: str) -> Callable[[str, Any], str]:
+    """Check for one of some words."""
+
+    def check(name: str, value: Any) -> str:
+        if not isinstance(value, str) or value not in choices:
+            raise ValueError(f"{name} must be one of {', '.join(choices)}, found {value!r}")
+        return value
+
+    return check
 
 
 def positive_number(name: str, value: Any) -> float:
@@ -65,7 +93,7 @@ def find_method(methods: Mapping[str, Method], name: str) -> Method:
 
 def method_parameters(
     method: Method, methods: Mapping[str, Method], given: Mapping[str, Any]
-) -> NDArray[np.float64]:
+) -> Any:
     """Parameters of a method from all options of a call, each checked.
 
     An option that the method does not take must be left at its default.

@@ -1,0 +1,355 @@
+"""The least error that 19 bytes allow, by branch and bound over everything they can store.
+
+Scales and curves are a lattice: two signs, the 31,743 positive binary16 numbers, 256 curves. Once
+both are chosen, each weight's best code is the one whose level is nearest, so a group's error is a
+function of the lattice point, and its minimum over all points is the optimum. No real-valued scale
+is ever rounded: subnormal and largest scales are points like any other.
+
+A *box* is a sign, a range of scales [p0, p1] and a range of curves [c0, c1]. What follows is its
+lower bound. Let p and c be the box's center, dp and dc half its width. A level p y, y = x + c b,
+b = x^2 - x, moves within the box by at most::
+
+    r = dp |y| + p1 dc |b|,    since p' y(c') - p y(c) = (p' - p) y(c) + p' (c' - c) b
+
+and midpoints of two levels by the mean of their r. So a weight whose magnitude is farther than that
+from the midpoints around it has one code all over the box: it is *settled*. Then:
+
+- A weight that is not settled, but has the choice of two neighboring levels, is at least
+  ``min(|a - level| - r)`` of the two away from the nearest; if there may be more, at least 0.
+- The error of the settled weights is, in s = p' - p and t = p' (c' - c), a sum of squares of
+  linear functions, hence convex, and not below its tangent plane at the center, where all e = a -
+  level are known: ``sum e^2 - 2 |s| |sum e y| - 2 |t| |sum e b|`` where s is at most
+  dp and t at most p1 dc in size.
+- Code -8, on the side of zero that has it, need not lie beyond the others (below c = -7/8 it does
+  not). So no order is assumed: with its distance e8 and reach r8, a weight takes it for certain if
+  e8 + r8 is below the bound of all other codes, and may take it if e8 - r8 is below what they
+  reach; then it is not settled.
+
+A box whose bound is not below the least error known is dropped, another one is halved, and a single
+point is decoded and judged as a reader sees it. The bounds are computed in float32: every r is
+enlarged, and every bound lowered (`_margin`), by more than rounding can amount to. As the tangent
+plane misses only squares of the widths, boxes are dropped early: from a near-optimal start it takes
+about 1,600 of them for a group of normal weights instead of 10^7 points. Plain distances (all
+weights treated as unsettled) need several times as many.
+
+Scales beyond 98 times the largest magnitude need no box: the least positive level is 1/49 of the
+scale, so that every weight is nearest to 0 there.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .._jit import helper
+from ..curve import LANES, STEPS
+from ..encode_free import (
+    HALF_NORMAL,
+    HALF_SIGN,
+    OUTERMOST,
+    SMALLEST_CURVE,
+    FreeEncoder,
+    decoded_level,
+)
+from ..layout import GROUP_SIZE, LARGEST_CURVE, MAX_SCALE, float_of_half, half_not_below
+from .method import Method
+from .optimal import CODES, parameters
+from .optimal import search as search_optimal
+
+Floats = NDArray[np.float32]
+Doubles = NDArray[np.float64]
+Integers = NDArray[np.int32]
+Halves = NDArray[np.uint32]
+
+FIRST_EFFORT: Final = 6
+"""Effort of the `optimal` search that gives the first error to beat."""
+
+BOXES: Final = 64
+"""Boxes bounded at once, side by side as lanes are elsewhere."""
+
+_DEEPEST: Final = 32
+STACK: Final = 2 * BOXES * _DEEPEST
+"""Room for boxes: a batch is taken from the top, so at most two batches lie at each depth, and no
+box is halved more than 15 + 8 times."""
+
+# Rows of the boxes: sign, first and last scale (its bits) and curve.
+SIGN, SCALE_0, SCALE_1, CURVE_0, CURVE_1 = range(5)
+BOX_ROWS: Final = 5
+
+# Rows of what is computed of each box. Levels and reaches are j (row + j next row).
+LEVEL, LEVEL_BEND, REACH, REACH_BEND, LEVEL_8, REACH_8, SPAN, TURN = range(8)
+ERROR, ALONG_SCALE, ALONG_CURVE = 8, 9, 10
+ROWS: Final = 11
+
+_ZERO: Final = np.float32(0)
+_ONE: Final = np.float32(1)
+_HALF: Final = np.float32(0.5)
+_7TH: Final = np.float32(1 / 7)
+_49TH: Final = np.float32(1 / 49)
+_127: Final = np.float32(127)
+_8_X: Final = np.float32(8 / 7)
+_8_B: Final = np.float32(64 / 49 - 8 / 7)
+_ROUNDING: Final = np.float32(4e-6)
+_TWO_NEIGHBORS: Final = np.float32(1.5)
+_FARTHEST_SCALE: Final = np.float32(99)
+# Root mean squares of y and b: how much a step in the scale or the curve moves the levels.
+_MEAN_Y: Final = np.float32(0.6)
+_MEAN_B: Final = np.float32(0.17)
+
+
+@helper
+def search(
+    weights: Floats,
+    importance: Floats,
+    shapes: Floats,
+    peaks: Floats,
+    full: bool,
+    parameters: Any,
+    halves: Halves,
+    curves: Integers,
+    errors: Doubles,
+) -> None:
+    """Improve on what `optimal` finds, group by group, until nothing can be better."""
+    search_optimal(weights, importance, shapes, peaks, full, parameters, halves, curves, errors)
+    stack = np.empty((BOX_ROWS, STACK), np.int32)
+    group = np.empty((3, GROUP_SIZE), np.float32)
+    for lane in range(LANES):
+        if peaks[lane] > 0:
+            for i in range(GROUP_SIZE):
+                group[0, i] = weights[i, lane]
+                group[1, i] = importance[i, lane]
+                group[2, i] = shapes[i, lane]
+            halves[lane], curves[lane], errors[lane] = branch_and_bound(
+                group[0], group[1], group[2], peaks[lane], full,
+                halves[lane], curves[lane], errors[lane], stack,
+            )  # fmt: skip
+
+
+@helper
+def branch_and_bound(
+    weights: Floats,
+    importance: Floats,
+    shapes: Floats,
+    peak: np.float32,
+    full: bool,
+    half: np.uint32,
+    curve: np.int32,
+    error: float,
+    stack: Integers,
+) -> Any:
+    """Scale, curve and error of the optimum of a group, from those known."""
+    bounds = np.empty(BOXES, np.float32)
+    unit = np.float64(peak) * np.float64(peak)
+    energy = energy_of(shapes, importance)
+    count = set_roots(peak, full, stack)
+    while count > 0 and error > 0:
+        taken = min(count, BOXES)
+        count -= taken
+        batch = stack[:, count : count + taken].copy()
+        bound(batch, shapes, importance, peak, full, bounds)
+        for box in range(taken):
+            limit = error / unit
+            if bounds[box] >= limit + _margin(limit, energy):
+                continue
+            if (
+                batch[SCALE_0, box] < batch[SCALE_1, box]
+                or batch[CURVE_0, box] < batch[CURVE_1, box]
+            ):
+                count = push_halves(batch, box, stack, count)
+                continue
+            tried = np.uint32(batch[SCALE_0, box])
+            tried = tried | HALF_SIGN if batch[SIGN, box] < 0 else tried
+            found = decoded_error(weights, importance, full, tried, batch[CURVE_0, box])
+            if found < error:
+                half, curve, error = tried, batch[CURVE_0, box], found
+    return half, curve, error
+
+
+@helper
+def energy_of(shapes: Floats, importance: Floats) -> float:
+    """Error of a group of zeros, in units of the squared peak."""
+    energy = 0.0
+    for i in range(GROUP_SIZE):
+        v = np.float64(shapes[i])
+        energy += np.float64(importance[i]) * (v * v)
+    return energy
+
+
+@helper
+def _margin(error: float, energy: float) -> float:
+    """More than rounding can lift a bound above an error as decoded.
+
+    A level computed here, or decoded, is within 2 10^-6 of its true value: a few roundings to
+    2^-24 of it, in c enlarged at most sevenfold (code 1 at c = 1). A settled weight's level is at
+    most twice its magnitude, so the vector of the e is off by at most 4 10^-6 times that of the
+    weights, and the error by twice that times sqrt(error energy), and its square. The sums of 32
+    terms add less than 10^-5 of the error. Unsettled weights are covered by the enlarged reaches.
+    """
+    return float(1e-5 * error + 8e-6 * np.sqrt(error * energy) + 16e-12 * energy)
+
+
+@helper
+def set_roots(peak: np.float32, full: bool, stack: Integers) -> int:
+    """The boxes that hold all there is: one, or one for each sign."""
+    last = np.int32(half_not_below(min(_FARTHEST_SCALE * peak, np.float32(MAX_SCALE))))
+    count = 0
+    for sign in (1, -1):
+        # Readers lose the sign of subnormals.
+        least = 1 if sign > 0 else np.int32(HALF_NORMAL)
+        if last >= least and (full or sign > 0):
+            stack[SIGN, count] = sign
+            stack[SCALE_0, count] = least
+            stack[SCALE_1, count] = last
+            stack[CURVE_0, count] = SMALLEST_CURVE if full else -LARGEST_CURVE
+            stack[CURVE_1, count] = LARGEST_CURVE
+            count += 1
+    return count
+
+
+@helper
+def push_halves(batch: Integers, box: int, stack: Integers, count: int) -> int:
+    """Put the halves of a box on the stack, split where its levels move more; the new count."""
+    p0 = float_of_half(np.uint32(batch[SCALE_0, box]))
+    p1 = float_of_half(np.uint32(batch[SCALE_1, box]))
+    curves = batch[CURVE_1, box] - batch[CURVE_0, box]
+    turn = p1 * np.float32(curves) / _127
+    bend = (curves > 0 and _MEAN_B * turn > _MEAN_Y * (p1 - p0)) or p0 == p1
+    low, high = (CURVE_0, CURVE_1) if bend else (SCALE_0, SCALE_1)
+    middle = (batch[low, box] + batch[high, box]) >> 1
+    for row in range(BOX_ROWS):
+        stack[row, count] = batch[row, box]
+        stack[row, count + 1] = batch[row, box]
+    stack[high, count] = middle
+    stack[low, count + 1] = middle + 1
+    return count + 2
+
+
+@helper
+def bound(
+    batch: Integers,
+    shapes: Floats,
+    importance: Floats,
+    peak: np.float32,
+    full: bool,
+    bounds: Floats,
+) -> None:
+    """Lower bounds of the boxes' errors, in units of the squared peak: see the module."""
+    # The compiler knows the strides of arrays that are made here: loops over boxes become vectors.
+    room = np.empty((ROWS, BOXES), np.float32)
+    sign = np.empty(BOXES, np.float32)
+    low = np.empty((STEPS, BOXES), np.float32)
+    high = np.empty((STEPS, BOXES), np.float32)
+    for box in range(BOXES):
+        at = min(box, batch.shape[1] - 1)
+        sign[box] = np.float32(batch[SIGN, at])
+        p0 = float_of_half(np.uint32(batch[SCALE_0, at])) / peak
+        p1 = float_of_half(np.uint32(batch[SCALE_1, at])) / peak
+        c0, c1 = np.float32(batch[CURVE_0, at]) / _127, np.float32(batch[CURVE_1, at]) / _127
+        p, dp = _HALF * (p0 + p1), _HALF * (p1 - p0)
+        c, dc = _HALF * (c0 + c1), _HALF * (c1 - c0)
+        turn = p1 * dc
+        room[LEVEL, box] = p * (_ONE - c) * _7TH
+        room[LEVEL_BEND, box] = p * c * _49TH
+        room[LEVEL_8, box] = p * (_8_X + c * _8_B)
+        room[SPAN, box] = dp / p
+        room[TURN, box] = turn
+        dp = dp + _ROUNDING * p1
+        turn = turn + _ROUNDING * turn
+        room[REACH, box] = (dp * (_ONE - c) + turn) * _7TH
+        room[REACH_BEND, box] = (dp * c - turn) * _49TH
+        room[REACH_8, box] = dp * (_8_X + c * _8_B) + turn * _8_B
+    for k in range(STEPS):
+        j0, j1 = np.float32(k), np.float32(k + 1)
+        for box in range(BOXES):
+            level, bend = room[LEVEL, box], room[LEVEL_BEND, box]
+            reach, reach_bend = room[REACH, box], room[REACH_BEND, box]
+            middle = _HALF * (j0 * (level + j0 * bend) + j1 * (level + j1 * bend))
+            moves = _HALF * (j0 * (reach + j0 * reach_bend) + j1 * (reach + j1 * reach_bend))
+            low[k, box] = middle - moves
+            high[k, box] = middle + moves
+    for row in (ERROR, ALONG_SCALE, ALONG_CURVE):
+        for box in range(BOXES):
+            room[row, box] = _ZERO
+    for i in range(GROUP_SIZE):
+        a = abs(shapes[i])
+        signed = shapes[i] if full else _ZERO
+        h = importance[i]
+        for box in range(BOXES):
+            # The least and the greatest code that the weight may have in the box, but for code 8.
+            j0 = codes_passed(a, high, box)
+            j1 = codes_passed(a, low, box)
+            level, bend = room[LEVEL, box], room[LEVEL_BEND, box]
+            reach, reach_bend = room[REACH, box], room[REACH_BEND, box]
+            level0 = j0 * (level + j0 * bend)
+            reach0 = j0 * (reach + j0 * reach_bend)
+            reach1 = j1 * (reach + j1 * reach_bend)
+            e0, e8 = a - level0, a - room[LEVEL_8, box]
+            far0, far1 = abs(e0), abs(a - j1 * (level + j1 * bend))
+            far8, reach8 = abs(e8), room[REACH_8, box]
+            least = max(min(far0 - reach0, far1 - reach1), _ZERO)
+            least = _ZERO if j1 - j0 > _TWO_NEIGHBORS else least
+            one = j0 == j1
+            has8 = signed * sign[box] < 0
+            is8 = has8 and far8 + reach8 < least
+            may8 = has8 and (far8 - reach8 < far0 + reach0 or not one)
+            least = max(min(least, far8 - reach8), _ZERO) if may8 else least
+            settled = is8 or (one and not may8)
+            e = e8 if is8 else e0
+            j = np.float32(OUTERMOST) if is8 else j0
+            room[ERROR, box] += h * (e * e if settled else least * least)
+            slope = h * e if settled else _ZERO
+            room[ALONG_SCALE, box] += slope * (room[LEVEL_8, box] if is8 else level0)
+            room[ALONG_CURVE, box] += slope * (j * (j * _49TH - _7TH))
+    for box in range(batch.shape[1]):
+        along_scale = abs(room[ALONG_SCALE, box]) * room[SPAN, box]  # y is level / p
+        along_curve = abs(room[ALONG_CURVE, box]) * room[TURN, box]
+        bounds[box] = room[ERROR, box] - np.float32(2) * (along_scale + along_curve)
+
+
+@helper
+def codes_passed(magnitude: np.float32, middles: Floats, box: int) -> np.float32:
+    """How many midpoints lie below a magnitude."""
+    code = _ZERO
+    code += _ONE if magnitude > middles[0, box] else _ZERO
+    code += _ONE if magnitude > middles[1, box] else _ZERO
+    code += _ONE if magnitude > middles[2, box] else _ZERO
+    code += _ONE if magnitude > middles[3, box] else _ZERO
+    code += _ONE if magnitude > middles[4, box] else _ZERO
+    code += _ONE if magnitude > middles[5, box] else _ZERO
+    code += _ONE if magnitude > middles[6, box] else _ZERO
+    return code
+
+
+@helper
+def decoded_error(
+    weights: Floats, importance: Floats, full: bool, half: np.uint32, curve: np.int32
+) -> float:
+    """Error of a group as decoded, in the arithmetic of `encode_free.judge`."""
+    scale = float_of_half(np.uint32(half & ~HALF_SIGN))
+    levels = np.empty(OUTERMOST + 1, np.float64)
+    for code in range(OUTERMOST + 1):
+        levels[code] = np.float64(decoded_level(np.float32(code), scale, curve))
+    error = 0.0
+    for i in range(GROUP_SIZE):
+        w = np.float64(weights[i])
+        size = abs(w)
+        e = size
+        for code in range(1, OUTERMOST):
+            e = min(e, abs(size - levels[code]))
+        mirrored = -w if half & HALF_SIGN else w
+        if full and mirrored < 0:
+            e = min(e, abs(size - levels[OUTERMOST]))
+        error += np.float64(importance[i]) * (e * e)
+    return error
+
+
+EXACT = Method(
+    name="exact",
+    encode=FreeEncoder(search, name="exact"),
+    options=(CODES,),
+    parameters=lambda codes: parameters(codes, FIRST_EFFORT),
+    free=True,
+    eps_scale=0.0,
+)

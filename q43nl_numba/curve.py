@@ -7,7 +7,7 @@ With x = code / 7 a weight decodes to ``scale * y`` where::
 (source: PasLLM, ``docs/quant_4bit_formats.md``). Everything here works on magnitudes, of which the
 curve is the same function, in units of the scale.
 
-A *tile* is `LANES` groups side by side: arrays of shape ``[GROUP_SIZE, LANES]`` in which lane l is
+A *tile* is some groups side by side: arrays of shape ``[GROUP_SIZE, lanes]`` in which lane l is
 group l. Loops over lanes compile to full-width vector code, and each lane's sums run over its
 weights in their order, so a group's result does not depend on the vector width or its neighbors.
 """
@@ -23,20 +23,21 @@ from ._jit import helper
 from .layout import GROUP_SIZE, LARGEST_CURVE
 
 LANES: Final = 128
-"""Groups in a tile: enough to pay for the loops around them, few enough to stay in the L1 cache."""
+"""Most groups in a tile: they pay for the loops around them, and still fit the L1 cache."""
+
+LANES_STEP: Final = 16
+"""Tiles are a multiple of this wide, whatever they hold: the widest vectors are filled."""
 
 STEPS: Final = 7
 """Codes run from -7 to 7, so seven level midpoints part the magnitudes."""
 
 _SEVENTH: Final = np.float32(1 / STEPS)
+_CURVE_UNIT: Final = np.float32(1 / LARGEST_CURVE)
 _TINY: Final = np.float32(1e-30)
 _NEAREST_SHIFT: Final = np.float32(1 / (4 * STEPS**2))
 
 NEAREST_LEVEL: Final = True
 ROUND_ROOT: Final = False
-
-BENDS: Final = tuple(np.float32(k * k / STEPS**2 - k / STEPS) for k in range(1, STEPS + 1))
-"""x^2 - x of codes 1 to 7: how fast a level moves with c."""
 
 Floats = NDArray[np.float32]
 Integers = NDArray[np.int32]
@@ -45,7 +46,7 @@ Integers = NDArray[np.int32]
 @helper
 def c_of_curve(curve: int) -> np.float32:
     """Value of c of a stored curve, a number from -1 to 1."""
-    return np.float32(np.float32(curve) / np.float32(LARGEST_CURVE))
+    return np.float32(np.float32(curve) * _CURVE_UNIT)
 
 
 @helper
@@ -62,31 +63,27 @@ def curve_of_c(c: np.float32) -> np.int32:
 
 
 @helper
-def set_levels(curves: Integers, nearest: bool, levels: Floats, midpoints: Floats) -> None:
-    """Levels 1 to 7 of each lane, and where the magnitudes of one level end.
+def set_midpoints(curves: Integers, nearest: bool, midpoints: Floats) -> None:
+    """Where the magnitudes of codes 0 to 6 end in each lane, in units of the scale.
 
     Parameters
     ----------
-    curves : int32[LANES]
+    curves : int32[lanes]
     nearest : bool
         `NEAREST_LEVEL`: midpoints lie halfway between the levels; a magnitude belongs to the level
         next to it. `ROUND_ROOT`: midpoints are the curve's values at x = (k + 1/2) / 7, that is,
         codes are the rounded roots 7 x, as the format's author has it. The halfway points lie c /
         196 above those, since y((k + 1/2)/7, c) + c/196 = (y(k/7, c) + y((k + 1)/7, c)) / 2.
-    levels, midpoints : float32[STEPS, LANES]
+    midpoints : float32[STEPS, lanes]
         Overwritten.
     """
     for k in range(STEPS):
-        x = np.float32(np.float32(k + 1) * _SEVENTH)
-        level_slope = np.float32(x * x - x)
         m = np.float32((np.float32(k) + np.float32(0.5)) * _SEVENTH)
-        midpoint_slope = np.float32(m * m - m)
+        slope = np.float32(m * m - m)
         if nearest:
-            midpoint_slope += _NEAREST_SHIFT
-        for lane in range(LANES):
-            c = c_of_curve(curves[lane])
-            levels[k, lane] = x + c * level_slope
-            midpoints[k, lane] = m + c * midpoint_slope
+            slope += _NEAREST_SHIFT
+        for lane in range(curves.size):
+            midpoints[k, lane] = m + c_of_curve(curves[lane]) * slope
 
 
 class Trial(NamedTuple):
@@ -99,7 +96,7 @@ class Trial(NamedTuple):
     """
 
     curves: Integers
-    """The curves to try, int32[LANES]."""
+    """The curves to try, int32[lanes]."""
     errors: Floats
     """Their squared errors, in units of the squared scale."""
     refined: Integers
@@ -108,7 +105,6 @@ class Trial(NamedTuple):
     """Squared errors of those, with the same codes."""
     slopes: Floats
     bends: Floats
-    levels: Floats
     midpoints: Floats
 
 
@@ -117,24 +113,23 @@ REACH: Final = 16
 
 
 @helper
-def new_trial() -> Trial:
-    """Uninitialized room for trials."""
+def new_trial(lanes: int) -> Trial:
+    """Uninitialized room for trials on a tile."""
     return Trial(
-        np.empty(LANES, np.int32),
-        np.empty(LANES, np.float32),
-        np.empty(LANES, np.int32),
-        np.empty(LANES, np.float32),
-        np.empty(LANES, np.float32),
-        np.empty(LANES, np.float32),
-        np.empty((STEPS, LANES), np.float32),
-        np.empty((STEPS, LANES), np.float32),
+        np.empty(lanes, np.int32),
+        np.empty(lanes, np.float32),
+        np.empty(lanes, np.int32),
+        np.empty(lanes, np.float32),
+        np.empty(lanes, np.float32),
+        np.empty(lanes, np.float32),
+        np.empty((STEPS, lanes), np.float32),
     )
 
 
 @helper
 def aim(trial: Trial, center: Integers, offset: int) -> None:
     """Set a trial's curves to those of a center, all moved by an offset."""
-    for lane in range(LANES):
+    for lane in range(center.size):
         trial.curves[lane] = center[lane] + np.int32(offset)
 
 
@@ -144,16 +139,16 @@ def judge(magnitudes: Floats, trial: Trial) -> None:
 
     Parameters
     ----------
-    magnitudes : float32[GROUP_SIZE, LANES]
+    magnitudes : float32[GROUP_SIZE, lanes]
         |w| / scale.
     trial : Trial
         With its curves set.
     """
-    for lane in range(LANES):
+    for lane in range(trial.curves.size):
         trial.curves[lane] = clip_curve(trial.curves[lane])
-    set_levels(trial.curves, NEAREST_LEVEL, trial.levels, trial.midpoints)
-    add_errors(magnitudes, trial.levels, trial.midpoints, trial.errors, trial.slopes, trial.bends)
-    for lane in range(LANES):
+    set_midpoints(trial.curves, NEAREST_LEVEL, trial.midpoints)
+    add_errors(magnitudes, trial.curves, trial.midpoints, trial.errors, trial.slopes, trial.bends)
+    for lane in range(trial.curves.size):
         # error(c + d) = error(c) - 2 d slope + d^2 bend
         slope, bend = trial.slopes[lane], trial.bends[lane]
         step = np.float32(LARGEST_CURVE) * slope / (bend + _TINY)
@@ -167,7 +162,7 @@ def judge(magnitudes: Floats, trial: Trial) -> None:
 @helper
 def keep_better(trial: Trial, curves: Integers, least: Floats) -> None:
     """Take a trial's refined curves in the lanes where they have less error."""
-    for lane in range(LANES):
+    for lane in range(curves.size):
         better = trial.refined_errors[lane] < least[lane]
         least[lane] = trial.refined_errors[lane] if better else least[lane]
         curves[lane] = trial.refined[lane] if better else curves[lane]
@@ -176,7 +171,7 @@ def keep_better(trial: Trial, curves: Integers, least: Floats) -> None:
 @helper
 def add_errors(
     magnitudes: Floats,
-    levels: Floats,
+    curves: Integers,
     midpoints: Floats,
     errors: Floats,
     slopes: Floats,
@@ -185,57 +180,54 @@ def add_errors(
     """Sum up each lane's squared error, and how it depends on c: slopes and bends.
 
     With y = x + c b, b = x^2 - x, and e = v - y: errors = sum e^2, slopes = sum e b, bends =
-    sum b^2.
+    sum b^2. (Arrays, not a `Trial`: only for those does the compiler see that they are apart.)
     """
-    for lane in range(LANES):
+    for lane in range(curves.size):
         errors[lane] = np.float32(0)
         slopes[lane] = np.float32(0)
         bends[lane] = np.float32(0)
-    # Two weights a pass share one load of the lane's levels and midpoints.
-    for i in range(0, GROUP_SIZE, 2):
-        for lane in range(LANES):
-            middles = column(midpoints, lane)
-            values = column(levels, lane)
-            v0, v1 = magnitudes[i, lane], magnitudes[i + 1, lane]
-            e0, e1 = v0 - select(v0, middles, values), v1 - select(v1, middles, values)
-            b0, b1 = select(v0, middles, BENDS), select(v1, middles, BENDS)
-            errors[lane] += e0 * e0 + e1 * e1
-            slopes[lane] += e0 * b0 + e1 * b1
-            bends[lane] += b0 * b0 + b1 * b1
+    # Some weights a pass share one load of the lane's midpoints.
+    for i in range(0, GROUP_SIZE, 4):
+        for lane in range(curves.size):
+            c = c_of_curve(curves[lane])
+            middles = (
+                midpoints[0, lane],
+                midpoints[1, lane],
+                midpoints[2, lane],
+                midpoints[3, lane],
+                midpoints[4, lane],
+                midpoints[5, lane],
+                midpoints[6, lane],
+            )
+            e0, b0 = error_and_bend(magnitudes[i, lane], middles, c)
+            e1, b1 = error_and_bend(magnitudes[i + 1, lane], middles, c)
+            e2, b2 = error_and_bend(magnitudes[i + 2, lane], middles, c)
+            e3, b3 = error_and_bend(magnitudes[i + 3, lane], middles, c)
+            errors[lane] += (e0 * e0 + e1 * e1) + (e2 * e2 + e3 * e3)
+            slopes[lane] += (e0 * b0 + e1 * b1) + (e2 * b2 + e3 * b3)
+            bends[lane] += (b0 * b0 + b1 * b1) + (b2 * b2 + b3 * b3)
 
 
 @helper
-def column(rows: Floats, lane: int) -> Any:
-    """A lane's seven numbers."""
-    return (
-        rows[0, lane],
-        rows[1, lane],
-        rows[2, lane],
-        rows[3, lane],
-        rows[4, lane],
-        rows[5, lane],
-        rows[6, lane],
-    )
-
-
-@helper
-def select(v: np.float32, midpoints: Any, values: Any) -> np.float32:
-    """Value that belongs to a magnitude's code (0 to code 0): seven selects and no branch."""
-    value = np.float32(0)
-    value = values[0] if v > midpoints[0] else value
-    value = values[1] if v > midpoints[1] else value
-    value = values[2] if v > midpoints[2] else value
-    value = values[3] if v > midpoints[3] else value
-    value = values[4] if v > midpoints[4] else value
-    value = values[5] if v > midpoints[5] else value
-    return values[6] if v > midpoints[6] else value
+def error_and_bend(v: np.float32, midpoints: Any, c: np.float32) -> tuple[np.float32, np.float32]:
+    """What a magnitude differs from its level by, and b; its x takes seven selects, no branch."""
+    x = np.float32(0)
+    x = np.float32(1 / 7) if v > midpoints[0] else x
+    x = np.float32(2 / 7) if v > midpoints[1] else x
+    x = np.float32(3 / 7) if v > midpoints[2] else x
+    x = np.float32(4 / 7) if v > midpoints[3] else x
+    x = np.float32(5 / 7) if v > midpoints[4] else x
+    x = np.float32(6 / 7) if v > midpoints[5] else x
+    x = np.float32(1) if v > midpoints[6] else x
+    b = x * x - x
+    return np.float32(v - (x + c * b)), b
 
 
 @helper
 def set_codes(magnitudes: Floats, midpoints: Floats, codes: NDArray[np.uint8]) -> None:
     """Magnitudes of the codes: how many midpoints lie below each weight's magnitude."""
     for i in range(GROUP_SIZE):
-        for lane in range(LANES):
+        for lane in range(codes.shape[1]):
             code = np.uint8(0)
             for k in range(STEPS):
                 code += np.uint8(magnitudes[i, lane] > midpoints[k, lane])

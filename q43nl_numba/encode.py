@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ._jit import Kernel, bits_of_float, float_of_bits, helper, prange, specialize
-from .curve import LANES, STEPS, set_codes, set_levels
+from .curve import LANES, LANES_STEP, STEPS, set_codes, set_midpoints
 from .layout import (
     CURVE_AT,
     GROUP_BYTES,
@@ -43,11 +43,11 @@ def build_encoder(search: Callable[..., None], *, nearest: bool, name: str) -> K
     ----------
     search : helper
         ``search(magnitudes, scales, hints, parameters, curves)`` writes the curve of every lane:
-        magnitudes float32[GROUP_SIZE, LANES] in units of the scale, scales float32[LANES] (0: the
-        group is stored as zeros), hints float32[n, LANES] (what the method was told of each group
-        from outside), curves int32[LANES].
+        magnitudes float32[GROUP_SIZE, lanes] in units of the scale, scales float32[lanes] (0: the
+        group is stored as zeros), hints float32[n, lanes] (what the method was told of each group
+        from outside), curves int32[lanes].
     nearest : bool
-        How the final codes are rounded, see `set_levels`.
+        How the final codes are rounded, see `set_midpoints`.
     name : str
         The method's name.
 
@@ -74,12 +74,13 @@ def _encode(
     for tile in prange(-(-groups // LANES)):
         first = tile * LANES
         count = min(LANES, groups - first)
-        magnitudes = np.zeros((GROUP_SIZE, LANES), np.float32)
-        halves = np.zeros(LANES, np.uint32)
-        scales = np.zeros(LANES, np.float32)
-        curves = np.zeros(LANES, np.int32)
+        lanes = -(-count // LANES_STEP) * LANES_STEP
+        magnitudes = np.zeros((GROUP_SIZE, lanes), np.float32)
+        halves = np.zeros(lanes, np.uint32)
+        scales = np.zeros(lanes, np.float32)
+        curves = np.zeros(lanes, np.int32)
         if load_tile(weights, first, count, eps_scale, magnitudes, halves, scales):
-            search(magnitudes, scales, load_hints(hints, first, count), parameters, curves)
+            search(magnitudes, scales, load_hints(hints, first, count, lanes), parameters, curves)
             store_tile(weights, first, count, magnitudes, halves, curves, nearest, packed)
         else:
             rejected += 1
@@ -106,33 +107,34 @@ def load_tile(
             magnitudes[i, lane] = abs(weights[at + i])
     # As integers, the bits of magnitudes are in the magnitudes' order, with infinity and then NaN
     # above all numbers: one maximum serves the scale and the check.
-    peaks = np.zeros(LANES, np.uint32)
+    lanes = scales.size
+    peaks = np.zeros(lanes, np.uint32)
     for i in range(GROUP_SIZE):
-        for lane in range(LANES):
+        for lane in range(lanes):
             bits = bits_of_float(magnitudes[i, lane]) & MAGNITUDE_BITS
             peaks[lane] = max(peaks[lane], bits)
     highest = np.uint32(0)
-    for lane in range(LANES):
+    for lane in range(lanes):
         highest = max(highest, peaks[lane])
     if highest > MAX_SCALE_BITS:
         return False
-    for lane in range(LANES):
+    for lane in range(lanes):
         half = half_not_below(float_of_bits(peaks[lane]))
         scale = float_of_half(half)
         stored = scale > eps_scale
         halves[lane] = half if stored else np.uint32(0)
         scales[lane] = scale if stored else np.float32(0)
     for i in range(GROUP_SIZE):
-        for lane in range(LANES):
+        for lane in range(lanes):
             scale = scales[lane]
             magnitudes[i, lane] = magnitudes[i, lane] / scale if scale > 0 else np.float32(0)
     return True
 
 
 @helper
-def load_hints(hints: Floats, first: int, count: int) -> Floats:
+def load_hints(hints: Floats, first: int, count: int, lanes: int) -> Floats:
     """The tile's part of the hints, a full tile wide."""
-    tile = np.zeros((hints.shape[0], LANES), np.float32)
+    tile = np.zeros((hints.shape[0], lanes), np.float32)
     for row in range(hints.shape[0]):
         for lane in range(count):
             tile[row, lane] = hints[row, first + lane]
@@ -151,10 +153,9 @@ def store_tile(
     packed: Bytes,
 ) -> None:
     """Round the weights to the levels of the chosen curves and write the groups' bytes."""
-    levels = np.empty((STEPS, LANES), np.float32)
-    midpoints = np.empty((STEPS, LANES), np.float32)
-    codes = np.empty((GROUP_SIZE, LANES), np.uint8)
-    set_levels(curves, nearest, levels, midpoints)
+    midpoints = np.empty((STEPS, curves.size), np.float32)
+    codes = np.empty((GROUP_SIZE, curves.size), np.uint8)
+    set_midpoints(curves, nearest, midpoints)
     set_codes(magnitudes, midpoints, codes)
     for lane in range(count):
         start = (first + lane) * GROUP_BYTES

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -26,7 +27,7 @@ METHODS: tuple[str, ...] = tuple(methods.TABLE)
 """Names of the methods that `q43nl` takes."""
 
 _NO_HINTS = np.zeros((0, 0), np.float32)
-_HINTED_GROUPS = 1 << 11
+_HINTED_GROUPS = 1 << 13
 _CHECKED_WEIGHTS = 1 << 16
 
 
@@ -139,22 +140,25 @@ def encode_pieces(
             groups = weights.size // GROUP_SIZE
             part = packed[at : at + groups * GROUP_BYTES]
             threads = thread_count(num_threads, tile_count(groups))
-            hints = group_hints(weights, method)
+            hints = group_hints(weights, method, threads)
             call = (read_only(weights), hints, parameters, eps_scale, part)
             if method.encode(*call, num_threads=threads):
                 check_storable(array)
             at += part.size
 
 
-def group_hints(weights: NDArray[np.float32], method: Method) -> NDArray[np.float32]:
+def group_hints(weights: NDArray[np.float32], method: Method, threads: int) -> NDArray[np.float32]:
     """A method's hints, computed in portions that stay in the cache."""
     if method.hints is None:
         return _NO_HINTS
+    compute = np.errstate(all="ignore")(method.hints)  # of weights that are rejected later
     groups = weights.reshape(-1, GROUP_SIZE)
     starts = range(0, len(groups), _HINTED_GROUPS)
-    with np.errstate(all="ignore"):  # weights that are rejected later
-        portions = [method.hints(groups[start : start + _HINTED_GROUPS]) for start in starts]
-    return np.concatenate(portions, axis=1)
+    portions = [groups[start : start + _HINTED_GROUPS] for start in starts]
+    if threads == 1 or len(portions) == 1:
+        return np.concatenate([compute(portion) for portion in portions], axis=1)
+    with ThreadPoolExecutor(threads) as pool:
+        return np.concatenate(list(pool.map(compute, portions)), axis=1)
 
 
 def check_storable(array: NDArray[Any]) -> None:

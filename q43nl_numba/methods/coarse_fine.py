@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .._jit import helper
-from ..curve import LANES, NEAREST_LEVEL, aim, judge, keep_better, new_trial
+from ..curve import NEAREST_LEVEL, aim, judge, keep_better, new_trial
 from ..encode import build_encoder
 from ..layout import LARGEST_CURVE
 from .method import Method
@@ -32,15 +32,16 @@ def search(
     curves: NDArray[np.int32],
 ) -> None:
     """Best of the coarse candidates, then best of the fine ones around it."""
-    trial = new_trial()
-    least = np.full(LANES, np.inf, np.float32)
-    center = np.zeros(LANES, np.int32)
+    lanes = curves.size
+    trial = new_trial(lanes)
+    least = np.full(lanes, np.inf, np.float32)
+    center = np.zeros(lanes, np.int32)
     for pass_step in (_COARSE_STEP, _FINE_STEP):
         for place in range(-_EACH_SIDE, _EACH_SIDE + 1):
             aim(trial, center, int(np.rint(place * pass_step)))
             judge(magnitudes, trial)
             keep_better(trial, curves, least)
-        for lane in range(LANES):
+        for lane in range(lanes):
             center[lane] = curves[lane]
 
 

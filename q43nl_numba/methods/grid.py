@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .._jit import helper
-from ..curve import LANES, ROUND_ROOT
+from ..curve import LANES_STEP, ROUND_ROOT
 from ..encode import build_encoder
 from ..layout import GROUP_SIZE, LARGEST_CURVE
 from .method import Method, Option, integer_from
@@ -31,7 +31,7 @@ _MOST_CHANGES: Final = 3
 _CODES: Final = 8
 _MOMENTS: Final = 3
 
-SLICE: Final = 16
+SLICE: Final = LANES_STEP
 """Lanes worked on at once: their sums over all curves stay in the L2 cache."""
 
 Doubles = NDArray[np.float64]
@@ -74,7 +74,7 @@ def search(
 ) -> None:
     """Curve of the least squared error; of equals, the first."""
     (handicaps,) = parameters
-    for start in range(0, LANES, SLICE):
+    for start in range(0, curves.size, SLICE):
         # One more row than curves takes the changes that lie beyond c = 1.
         moments = np.zeros((CURVES + 1, _MOMENTS, SLICE), np.float64)
         enter_changes(magnitudes, start, moments)

@@ -11,9 +11,9 @@ import functools
 import hashlib
 import os
 import threading
-import types
 from collections.abc import Callable
 from pathlib import Path
+from types import FunctionType
 from typing import Any, TypeVar, cast
 
 import numba
@@ -23,8 +23,9 @@ from numba.extending import intrinsic
 F = TypeVar("F", bound=Callable[..., Any])
 
 prange = numba.prange
+types = numba.types
 
-_OPTIONS: dict[str, Any] = {"error_model": "numpy", "nogil": True}
+_OPTIONS: dict[str, Any] = {"error_model": "numpy"}
 
 
 @functools.cache
@@ -43,11 +44,13 @@ def _source_digest() -> str:
 
 def helper(function: F) -> F:
     """Compile a function that only kernels call; it is cached inside its callers."""
-    return cast(F, numba.njit(**_OPTIONS)(function))
+    # What would let Python call it takes a third of the compiler's time.
+    options = {**_OPTIONS, "no_cpython_wrapper": True, "no_cfunc_wrapper": True}
+    return cast(F, numba.njit(**options)(function))
 
 
 class Kernel:
-    """A function over many independent items, compiled once for one thread and once for many.
+    """A loop over independent items, compiled once for one thread and once for many.
 
     The serial build runs where the thread pool must not be touched: in a forked child of a process
     that already used it, and for callers that ask for a single thread (who may run several such
@@ -65,13 +68,32 @@ class Kernel:
             return self._parallel(*arguments)
 
 
+class KernelBody:
+    """What a `Kernel` does with one item, as a function that is handed to it.
+
+    Handed over, it is compiled on its own, once for all builds of the loop. Called by name, it
+    would be copied into each of them and optimized there again, which made the first call of a
+    method three times as slow. It is compiled when it is first asked for.
+    """
+
+    def __init__(self, function: Callable[..., Any], signature: Any) -> None:
+        self._function = function
+        self._signature = signature
+
+    @functools.cached_property
+    def compiled(self) -> Any:
+        """The function as Numba passes it to kernels."""
+        copy = specialize(self._function, f"body_{_source_digest()}")
+        return _cached(numba.cfunc, self._signature)(copy)
+
+
 def specialize(template: Callable[..., Any], name: str, **names: Any) -> Callable[..., Any]:
     """Copy a function with some of its global names bound to other values.
 
     A closure would do the same, but Numba does not find closures again in its cache.
     """
     scope = {**template.__globals__, **names}
-    copy = types.FunctionType(template.__code__, scope, name)
+    copy = FunctionType(template.__code__, scope, name)
     copy.__qualname__ = f"{template.__qualname__}_{name}"
     copy.__module__ = template.__module__
     return copy
@@ -87,11 +109,19 @@ def thread_count(requested: int | None, items: int) -> int:
 def _compile(function: Callable[..., Any], build: str, *, parallel: bool) -> Any:
     # The two builds of one function would otherwise share a cache entry.
     copy = specialize(function, f"{build}_{_source_digest()}")
-    options = {**_OPTIONS, "parallel": parallel}
-    try:
-        return numba.njit(cache=True, **options)(copy)
-    except RuntimeError:  # no folder to write the cache to
-        return numba.njit(**options)(copy)
+    return _cached(numba.njit, nogil=True, parallel=parallel)(copy)
+
+
+def _cached(compiler: Callable[..., Any], *arguments: Any, **options: Any) -> Callable[..., Any]:
+    """A compiler that keeps its results on disk, where there is a folder to write to."""
+
+    def compile_function(function: Callable[..., Any]) -> Any:
+        try:
+            return compiler(*arguments, cache=True, **_OPTIONS, **options)(function)
+        except RuntimeError:  # no folder
+            return compiler(*arguments, **_OPTIONS, **options)(function)
+
+    return compile_function
 
 
 class _Pool:

@@ -12,7 +12,17 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ._jit import Kernel, bits_of_float, float_of_bits, helper, prange, specialize
+from ._arrays import read_only
+from ._jit import (
+    Kernel,
+    KernelBody,
+    bits_of_float,
+    float_of_bits,
+    helper,
+    prange,
+    specialize,
+    types,
+)
 from .curve import LANES, LANES_STEP, STEPS, set_codes, set_midpoints
 from .layout import (
     CURVE_AT,
@@ -36,8 +46,8 @@ def tile_count(groups: int) -> int:
     return -(-groups // LANES)
 
 
-def build_encoder(search: Callable[..., None], *, nearest: bool, name: str) -> Kernel:
-    """Kernel that encodes groups with a method's search.
+class Encoder:
+    """A method's search, made into a kernel from weights to packed bytes.
 
     Parameters
     ----------
@@ -45,46 +55,98 @@ def build_encoder(search: Callable[..., None], *, nearest: bool, name: str) -> K
         ``search(magnitudes, scales, hints, parameters, curves)`` writes the curve of every lane:
         magnitudes float32[GROUP_SIZE, lanes] in units of the scale, scales float32[lanes] (0: the
         group is stored as zeros), hints float32[n, lanes] (what the method was told of each group
-        from outside), curves int32[lanes].
+        from outside), parameters float64[m], curves int32[lanes].
     nearest : bool
         How the final codes are rounded, see `set_midpoints`.
     name : str
         The method's name.
-
-    Returns
-    -------
-    Kernel
-        ``kernel(weights, hints, parameters, eps_scale, packed, num_threads=...)`` with weights
-        float32[32 G], hints float32[n, G], packed uint8[19 G]; returns the number of tiles that
-        hold a weight no scale can express, and leaves those out.
     """
-    return Kernel(specialize(_encode, name, search=search, nearest=nearest))
+
+    def __init__(self, search: Callable[..., None], *, nearest: bool, name: str) -> None:
+        body = specialize(_encode_tile, name, search=search, nearest=nearest)
+        self._encode_tile = KernelBody(body, _TILE_SIGNATURE)
+
+    def __call__(
+        self,
+        weights: Floats,
+        hints: Floats,
+        parameters: NDArray[np.float64],
+        eps_scale: float,
+        packed: Bytes,
+        *,
+        num_threads: int,
+    ) -> bool:
+        """Encode float32[32 G] weights to uint8[19 G] packed.
+
+        False if there are weights that no scale can express; their tiles are left out.
+        """
+        tiles = tile_count(weights.size // GROUP_SIZE)
+        done = _encode(
+            self._encode_tile.compiled,
+            read_only(weights),
+            hints,
+            parameters,
+            eps_scale,
+            packed,
+            num_threads=num_threads,
+        )
+        return bool(done == tiles)
 
 
-# Stand-ins for what `build_encoder` binds.
+_TILE_SIGNATURE = types.int64(
+    types.Array(types.float32, 1, "C", readonly=True),
+    types.float32[:, ::1],
+    types.float64[::1],
+    types.float64,
+    types.uint8[::1],
+    types.int64,
+)
+
+
+def _encode_tiles(
+    encode_tile: Callable[..., int],
+    weights: Floats,
+    hints: Floats,
+    parameters: NDArray[np.float64],
+    eps_scale: float,
+    packed: Bytes,
+) -> int:
+    """Encode all tiles; how many of them could be."""
+    groups = weights.size // GROUP_SIZE
+    done = 0
+    for tile in prange(-(-groups // LANES)):
+        done += encode_tile(weights, hints, parameters, eps_scale, packed, np.int64(tile))
+    return done
+
+
+_encode = Kernel(_encode_tiles)
+
+# Stand-ins for what an `Encoder` binds.
 search: Any = None
 nearest = True
 
 
-def _encode(
-    weights: Floats, hints: Floats, parameters: Any, eps_scale: float, packed: Bytes
+def _encode_tile(
+    weights: Floats,
+    hints: Floats,
+    parameters: NDArray[np.float64],
+    eps_scale: float,
+    packed: Bytes,
+    tile: int,
 ) -> int:
-    groups = weights.size // GROUP_SIZE
-    rejected = 0
-    for tile in prange(-(-groups // LANES)):
-        first = tile * LANES
-        count = min(LANES, groups - first)
-        lanes = -(-count // LANES_STEP) * LANES_STEP
-        magnitudes = np.zeros((GROUP_SIZE, lanes), np.float32)
-        halves = np.zeros(lanes, np.uint32)
-        scales = np.zeros(lanes, np.float32)
-        curves = np.zeros(lanes, np.int32)
-        if load_tile(weights, first, count, eps_scale, magnitudes, halves, scales):
-            search(magnitudes, scales, load_hints(hints, first, count, lanes), parameters, curves)
-            store_tile(weights, first, count, magnitudes, halves, curves, nearest, packed)
-        else:
-            rejected += 1
-    return rejected
+    """Encode a tile; 1, or 0 where it holds a weight that no scale can express."""
+    first = tile * LANES
+    count = min(LANES, weights.size // GROUP_SIZE - first)
+    lanes = -(-count // LANES_STEP) * LANES_STEP
+    magnitudes = np.zeros((GROUP_SIZE, lanes), np.float32)
+    halves = np.zeros(lanes, np.uint32)
+    scales = np.zeros(lanes, np.float32)
+    curves = np.zeros(lanes, np.int32)
+    if not load_tile(weights, first, count, eps_scale, magnitudes, halves, scales):
+        return 0
+    search(magnitudes, scales, load_hints(hints, first, count, lanes), parameters, curves)
+    store_tile(weights, first, count, magnitudes, halves, curves, nearest, packed)
+    return 1
 
 
 @helper

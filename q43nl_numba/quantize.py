@@ -16,7 +16,6 @@ from ._arrays import (
     check_whole_groups,
     number_array,
     pieces,
-    read_only,
 )
 from ._jit import thread_count
 from .encode import tile_count
@@ -127,7 +126,7 @@ def q43nl(
 def encode_pieces(
     array: NDArray[Any],
     method: Method,
-    parameters: tuple[Any, ...],
+    parameters: NDArray[np.float64],
     eps_scale: float,
     packed: NDArray[np.uint8],
     num_threads: int | None,
@@ -141,8 +140,7 @@ def encode_pieces(
             part = packed[at : at + groups * GROUP_BYTES]
             threads = thread_count(num_threads, tile_count(groups))
             hints = group_hints(weights, method, threads)
-            call = (read_only(weights), hints, parameters, eps_scale, part)
-            if method.encode(*call, num_threads=threads):
+            if not method.encode(weights, hints, parameters, eps_scale, part, num_threads=threads):
                 check_storable(array)
             at += part.size
 

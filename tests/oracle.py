@@ -217,7 +217,7 @@ def statistics(weights):
     """
     weights = np.asarray(weights, np.float64)
     mirrored = np.concatenate([weights, -weights], axis=1)
-    lower, upper = np.quantile(np.abs(weights), [0.25, 0.75], axis=1)
+    lower, upper = np.quantile(np.abs(weights), [0.25, 0.75], axis=1, method="lower")
     return stats.kurtosis(mirrored, axis=1, fisher=False), lower, upper
 
 

@@ -2,12 +2,13 @@
 
 from itertools import pairwise
 
+import brute_force
 import numpy as np
 import oracle
 import pytest
 import samples
 
-from q43nl_numba import METHODS, dequantize, q43nl, quality
+from q43nl_numba import GROUP_DTYPE, METHODS, dequantize, q43nl, quality
 from q43nl_numba.methods.gradient import hints
 
 CLASSIC = ("grid", "coarse_fine", "gradient")
@@ -198,6 +199,15 @@ def test_grid_matches_the_oracle(name):
         assert np.all(change <= 1e-6 * (weights.astype(np.float64) ** 2).sum(axis=1))
     else:
         assert_same_or_tied(weights, ours, theirs)
+
+
+def test_one_pass_chooses_what_brute_force_chooses():
+    """The same curve in every one of 32,768 groups."""
+    weights = np.random.default_rng(5).standard_normal((32_768, 32), dtype=np.float32)
+    expected = np.empty(len(weights), np.int32)
+    brute_force.best_curves(brute_force.magnitudes_of(weights), expected)
+    found = q43nl(weights, "grid").view(GROUP_DTYPE)["curve"]
+    np.testing.assert_array_equal(found, expected)
 
 
 def test_gradient_starts_know_the_statistics(normal):

@@ -7,14 +7,14 @@ reference to below it.
 
 from __future__ import annotations
 
-from typing import Any, Final
+from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
 
 from .._jit import helper
 from ..curve import NEAREST_LEVEL, aim, judge, keep_better, new_trial
-from ..encode import build_encoder
+from ..encode import Encoder
 from ..layout import LARGEST_CURVE
 from .method import Method
 
@@ -28,7 +28,7 @@ def search(
     magnitudes: NDArray[np.float32],
     scales: NDArray[np.float32],
     hints: NDArray[np.float32],
-    parameters: Any,
+    parameters: NDArray[np.float64],
     curves: NDArray[np.int32],
 ) -> None:
     """Best of the coarse candidates, then best of the fine ones around it."""
@@ -47,5 +47,5 @@ def search(
 
 COARSE_FINE = Method(
     name="coarse_fine",
-    encode=build_encoder(search, nearest=NEAREST_LEVEL, name="coarse_fine"),
+    encode=Encoder(search, nearest=NEAREST_LEVEL, name="coarse_fine"),
 )

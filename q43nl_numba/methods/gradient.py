@@ -29,7 +29,7 @@ from ..curve import (
     keep_better,
     new_trial,
 )
-from ..encode import build_encoder
+from ..encode import Encoder
 from ..layout import GROUP_SIZE, LARGEST_CURVE
 from .method import Method, Option, integer_from, positive_number
 
@@ -87,11 +87,11 @@ def search(
     magnitudes: Floats,
     scales: Floats,
     hints: Floats,
-    parameters: tuple[int, float],
+    parameters: NDArray[np.float64],
     curves: Integers,
 ) -> None:
     """Best curve met on the way: starts, descents, line search."""
-    iterations, rate = parameters
+    iterations, rate = int(parameters[0]), np.float32(parameters[1])
     lanes = curves.size
     trial = new_trial(lanes)
     least = np.full(lanes, np.inf, np.float32)
@@ -108,7 +108,7 @@ def search(
     for done in range(0, iterations, _DESCENT):
         origin = take_best_start(start_curves, start_errors)
         steps = min(_DESCENT, iterations - done)
-        descend(magnitudes, trial, origin, steps, np.float32(rate), curves, least)
+        descend(magnitudes, trial, origin, steps, rate, curves, least)
     center = curves.copy()
     for place in range(-_LINE_EACH_SIDE, _LINE_EACH_SIDE + 1):
         aim(trial, center, place * _LINE_STEP)
@@ -229,7 +229,7 @@ def inner_curve(c: np.float32) -> np.int32:
 
 GRADIENT = Method(
     name="gradient",
-    encode=build_encoder(search, nearest=NEAREST_LEVEL, name="gradient"),
+    encode=Encoder(search, nearest=NEAREST_LEVEL, name="gradient"),
     options=(
         Option("gd_iterations", 5, integer_from(1)),
         Option("gd_lr", 0.3, positive_number),

@@ -15,6 +15,7 @@ precision, so that they rank the candidates as evaluating each would.
 
 from __future__ import annotations
 
+import functools
 from typing import Final
 
 import numpy as np
@@ -22,7 +23,7 @@ from numpy.typing import NDArray
 
 from .._jit import helper
 from ..curve import LANES_STEP, ROUND_ROOT
-from ..encode import build_encoder
+from ..encode import Encoder
 from ..layout import GROUP_SIZE, LARGEST_CURVE
 from .method import Method, Option, integer_from
 
@@ -52,7 +53,8 @@ def _change_tables() -> tuple[Doubles, Doubles]:
 _CONSTANT, _SLOPE = _change_tables()
 
 
-def handicaps(grid_size: int) -> Doubles:
+@functools.lru_cache(maxsize=8)
+def grid_handicaps(grid_size: int) -> Doubles:
     """What is added to each curve's error: 0 for the candidates, infinity for the others.
 
     Candidates are the storable curves next to `grid_size` evenly spaced values of c.
@@ -69,11 +71,10 @@ def search(
     magnitudes: NDArray[np.float32],
     scales: NDArray[np.float32],
     hints: NDArray[np.float32],
-    parameters: tuple[Doubles],
+    handicaps: Doubles,
     curves: NDArray[np.int32],
 ) -> None:
     """Curve of the least squared error; of equals, the first."""
-    (handicaps,) = parameters
     for start in range(0, curves.size, SLICE):
         # One more row than curves takes the changes that lie beyond c = 1.
         moments = np.zeros((CURVES + 1, _MOMENTS, SLICE), np.float64)
@@ -141,7 +142,7 @@ def choose(moments: Doubles, handicaps: Doubles, curves: NDArray[np.int32]) -> N
 
 GRID = Method(
     name="grid",
-    encode=build_encoder(search, nearest=ROUND_ROOT, name="grid"),
+    encode=Encoder(search, nearest=ROUND_ROOT, name="grid"),
     options=(Option("grid_size", CURVES, integer_from(2)),),
-    parameters=lambda grid_size: (handicaps(grid_size),),
+    parameters=grid_handicaps,
 )

@@ -12,7 +12,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .._arrays import checked_integer
-from .._jit import Kernel
+from ..encode import Encoder
+
+
+def _as_given(*values: float) -> NDArray[np.float64]:
+    return np.array(values, np.float64)
 
 
 @dataclass(frozen=True)
@@ -30,10 +34,9 @@ class Method:
     """A search for the curve of each group, with what it needs from outside the kernel."""
 
     name: str
-    encode: Kernel
-    """From `build_encoder`."""
+    encode: Encoder
     options: tuple[Option, ...] = ()
-    parameters: Callable[..., tuple[Any, ...]] = field(default=lambda *values: values)
+    parameters: Callable[..., NDArray[np.float64]] = field(default=_as_given)
     """Turns the options' values into the parameters of the search."""
     hints: Callable[[NDArray[np.float32]], NDArray[np.float32]] | None = None
     """Turns groups, float32[n, 32], into what the search is told of them, float32[k, n]."""
@@ -62,7 +65,7 @@ def find_method(methods: Mapping[str, Method], name: str) -> Method:
 
 def method_parameters(
     method: Method, methods: Mapping[str, Method], given: Mapping[str, Any]
-) -> tuple[Any, ...]:
+) -> NDArray[np.float64]:
     """Parameters of a method from all options of a call, each checked.
 
     An option that the method does not take must be left at its default.

@@ -25,19 +25,17 @@ from .quality import number
 try:
     from q43nl_numba._jit import helper
     from q43nl_numba.curve import NEAREST_LEVEL, curve_of_c, judge, new_trial
-    from q43nl_numba.encode import build_encoder
+    from q43nl_numba.encode import Encoder
 except ImportError:
+    Encoder = None
 
     def helper(function):
         return function
 
-    build_encoder = None
-    fixed_width = False
-else:
-    fixed_width = new_trial.py_func.__code__.co_argcount == 0
 
 SIZE = 8_192 * 32
 NO_HINTS = np.zeros((0, 0), np.float32)
+NO_PARAMETERS = np.zeros(0)
 EPS_SCALE = 1e-6
 CALLS = 3
 
@@ -46,18 +44,6 @@ RATE = np.float32(0.3)
 DIFFERENCE = np.float32(4 / 127)  # as the package's: wide enough to see past a notch
 LINE_STEP = np.float32(5 / 127)
 LINE_EACH_SIDE = 3
-
-if fixed_width:  # tiles had one width up to the first version's last commit
-
-    @helper
-    def trial_of(lanes):
-        return new_trial()
-
-else:
-
-    @helper
-    def trial_of(lanes):
-        return new_trial(lanes)
 
 
 @helper
@@ -101,7 +87,7 @@ def central_slope(magnitudes, trial, c):
 
 @helper
 def original(magnitudes, scales, hints, parameters, curves):
-    trial = trial_of(curves.size)
+    trial = new_trial(curves.size)
     least = np.full(curves.size, np.inf, np.float32)
     for c in starts(1, curves.size):
         for _ in range(ITERATIONS):
@@ -114,7 +100,7 @@ def original(magnitudes, scales, hints, parameters, curves):
 
 @helper
 def v1(magnitudes, scales, hints, parameters, curves):
-    trial = trial_of(curves.size)
+    trial = new_trial(curves.size)
     least = np.full(curves.size, np.inf, np.float32)
     for c in starts(4, curves.size):
         rate = np.full(curves.size, RATE)
@@ -130,7 +116,7 @@ def v1(magnitudes, scales, hints, parameters, curves):
 
 @helper
 def v2(magnitudes, scales, hints, parameters, curves):
-    trial = trial_of(curves.size)
+    trial = new_trial(curves.size)
     least = np.full(curves.size, np.inf, np.float32)
     for c in starts(8, curves.size):
         rate = RATE
@@ -146,7 +132,7 @@ def v2(magnitudes, scales, hints, parameters, curves):
 
 @helper
 def v3(magnitudes, scales, hints, parameters, curves):
-    trial = trial_of(curves.size)
+    trial = new_trial(curves.size)
     least = np.full(curves.size, np.inf, np.float32)
     for c in starts(12, curves.size):
         rate = RATE
@@ -173,19 +159,17 @@ TODAY = "today"
 
 
 def encoder(generation):
-    """A function from weights to packed bytes, on one thread; or a skipped benchmark."""
+    """A function from weights to packed bytes, on one thread."""
     if generation == TODAY:
         return lambda weights: q43nl_numba.q43nl(weights, "gradient", num_threads=1)
-    if build_encoder is None:
-        raise NotImplementedError("this commit has no encoder to put a search into")
     # Numba's cache knows of an edit in this file only by the name.
     edition = hashlib.sha256(Path(__file__).read_bytes()).hexdigest()[:16]
     name = f"{generation}_{edition}"
-    kernel = build_encoder(SEARCHES[generation], nearest=NEAREST_LEVEL, name=name)
+    encode = Encoder(SEARCHES[generation], nearest=NEAREST_LEVEL, name=name)
 
     def quantize(weights):
         packed = np.empty(weights.size // 32 * 19, np.uint8)
-        kernel(weights, NO_HINTS, (), EPS_SCALE, packed, num_threads=1)
+        encode(weights, NO_HINTS, NO_PARAMETERS, EPS_SCALE, packed, num_threads=1)
         return packed
 
     return quantize
@@ -199,7 +183,8 @@ class Generations:
     timeout = 300
 
     def setup_cache(self):
-        quantizers = {generation: encoder(generation) for generation in self.params[0]}
+        known = self.params[0] if Encoder is not None else [TODAY]
+        quantizers = {generation: encoder(generation) for generation in known}
         results = {}
         for distribution in DISTRIBUTIONS:
             weights = draw(distribution, SIZE)
@@ -208,6 +193,10 @@ class Generations:
                 ratio = mse(weights, quantize(weights)) / reference
                 results[generation, distribution] = ratio, seconds(quantize, weights)
         return results
+
+    def setup(self, results, generation, distribution):
+        if (generation, distribution) not in results:
+            raise NotImplementedError("this commit has no encoder to put a search into")
 
     def track_mse_ratio(self, results, generation, distribution):
         return number(results[generation, distribution][0])

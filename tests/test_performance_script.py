@@ -179,6 +179,12 @@ def test_a_models_section(script, no_peers, tmp_path, rng, monkeypatch):
     assert last.endswith("and writes 0.7 MB.")
 
 
+def test_a_commands_peak_is_its_own(script):
+    mine = np.ones(256 << 17)  # 256 MiB, which are not the command's
+    _, peak = script.run([sys.executable, "-c", "pass"])
+    assert peak < mine.nbytes / 2**20
+
+
 def test_a_command_that_fails_is_an_error(script, tmp_path):
     with pytest.raises(script.subprocess.CalledProcessError):
         script.time_command("convert", str(tmp_path / "missing"), str(tmp_path / "out"))

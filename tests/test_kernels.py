@@ -238,3 +238,17 @@ def test_cache_is_used_again(tmp_path):
     assert first
     assert run(script, NUMBA_CACHE_DIR=str(tmp_path)) == found
     assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.nb?")} == first
+
+
+def test_stale_cache_is_not_used(tmp_path):
+    """After an edit in another file than the cached function's, the result is the new code's."""
+    package = tmp_path / "edited" / "q43nl_numba"
+    shutil.copytree(PACKAGE, package, ignore=shutil.ignore_patterns("__pycache__"))
+    script = 'print(digest(["coarse_fine"], num_threads=1))'
+    cache = {"NUMBA_CACHE_DIR": str(tmp_path / "cache")}
+    before = run(script, package, **cache)
+    curve = package / "curve.py"
+    source = curve.read_text()
+    assert "slope += _NEAREST_SHIFT" in source
+    curve.write_text(source.replace("slope += _NEAREST_SHIFT", "slope -= _NEAREST_SHIFT"))
+    assert run(script, package, **cache) != before

@@ -2,6 +2,9 @@
 
 from .common import THREADS, VARIANTS, normal, quantizer
 
+# One setting of each method, where all would only repeat what one shows.
+CHOSEN = ["grid", "coarse_fine", "gradient-5/0.3"]
+
 
 class Methods:
     """From a call's fixed cost (1K weights) to the kernel alone (1M)."""
@@ -18,19 +21,28 @@ class Methods:
         self.quantize(self.weights)
 
 
-class Dtypes:
-    """What converting the input costs."""
+class Large(Methods):
+    """Far beyond the caches, where a whole model's matrices are."""
 
-    params = (["gradient-5/0.3"], ["float32", "float16", "bfloat16", "float64"])
-    param_names = ("variant", "dtype")
+    params = (CHOSEN, [16_777_216], ["all"])
+    repeat = (2, 5, 10.0)
+    number = 1
+    rounds = 1
+
+
+class Dtypes:
+    """What converting the input costs, beside the 1M float32 weights of `Methods`."""
+
+    params = (CHOSEN, ["float16", "bfloat16", "float64"], ["all"])
+    param_names = ("variant", "dtype", "threads")
     size = 1_048_576
 
-    def setup(self, variant, dtype):
+    def setup(self, variant, dtype, threads):
         self.weights = normal(self.size, dtype)
-        self.quantize = quantizer(variant)
+        self.quantize = quantizer(variant, num_threads=THREADS[threads])
         self.quantize(self.weights)
 
-    def time_quantize(self, variant, dtype):
+    def time_quantize(self, variant, dtype, threads):
         self.quantize(self.weights)
 
 

@@ -1,6 +1,11 @@
-"""Error of the stored bytes by method and distribution; lower is better everywhere."""
+"""Error of the stored bytes by method and distribution, and whether they are still the same bytes.
 
+Lower is better everywhere.
+"""
+
+import importlib.util
 import math
+from pathlib import Path
 
 import q43nl_numba
 
@@ -44,6 +49,40 @@ class Quality:
 
     track_bits_per_weight.unit = "bits"
     track_bits_per_weight.params = (list(VARIANTS), ["normal"])
+
+
+class Digests:
+    """A jump to 1: here the stored bytes of fixed input departed from the recorded ones.
+
+    The guard itself stands among the tests, which fail at such a commit; this is its memory.
+    """
+
+    params = ([*VARIANTS, "dequantize"],)
+    param_names = ("variant",)
+
+    def setup_cache(self):
+        guard = load_guard()
+        known = guard.recorded()
+        found = guard.digests()
+        return {name: int(known.get(name) != digest) for name, digest in found.items()}
+
+    def setup(self, changed, variant):
+        if variant not in changed:
+            raise NotImplementedError(f"this commit has no variant {variant!r}")
+
+    def track_bytes_changed(self, changed, variant):
+        return changed[variant]
+
+    track_bytes_changed.unit = "1 where changed"
+
+
+def load_guard():
+    """The tests' digests, which are no package."""
+    path = Path(__file__).parents[2] / "tests" / "digests.py"
+    spec = importlib.util.spec_from_file_location("q43nl_digests", path)
+    guard = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(guard)
+    return guard
 
 
 def measure(variant, weights):

@@ -27,7 +27,13 @@ _METHOD_OPTIONS: dict[str, tuple[Callable[[str], Any], str]] = {
     "grid_size": (int, "candidates that the grid method tries (default: 255)"),
     "gd_iterations": (int, "iterations of the gradient method (default: 5)"),
     "gd_lr": (float, "learning rate of the gradient method (default: 0.3)"),
-    "eps_scale": (float, "groups whose scale is not above this become zeros (default: 1e-6)"),
+    "effort": (int, "1 (fast) to 9 (near to exact), of the optimal method (default: 5)"),
+    "codes": (str, "full or symmetric: codes of the optimal and exact methods (default: full)"),
+    "eps_scale": (
+        float,
+        "groups whose scale is not above this become zeros (default: 1e-6; 0 for "
+        "the optimal and exact methods)",
+    ),
     "num_threads": (int, "threads (default: all cores)"),
 }
 
@@ -204,7 +210,7 @@ def _declare_convert(parser: argparse.ArgumentParser) -> None:
         method.add_argument(
             f"--{name.replace('_', '-')}",
             type=read,
-            metavar="X" if read is float else "N",
+            metavar={float: "X", int: "N", str: "WORD"}[read],
             help=text,
         )
     parser.set_defaults(run=_run_convert, usage_error=parser.error)

@@ -90,6 +90,7 @@ SETTINGS: Mapping[str, Sequence[Mapping[str, Any]]] = {
         {"gd_iterations": 10, "gd_lr": 0.1},
         {"gd_iterations": 20, "gd_lr": 0.1},
     ),
+    "optimal": ({"effort": 1}, {"effort": 5}, {"effort": 9}),
 }
 
 #: What is compared, in the table's order.

@@ -210,7 +210,7 @@ def _declare_convert(parser: argparse.ArgumentParser) -> None:
         method.add_argument(
             f"--{name.replace('_', '-')}",
             type=read,
-            metavar={float: "X", int: "N", str: "WORD"}[read],
+            metavar="N" if read is int else "X",
             help=text,
         )
     parser.set_defaults(run=_run_convert, usage_error=parser.error)

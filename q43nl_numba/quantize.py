@@ -233,7 +233,8 @@ def is_too_large(weights: NDArray[np.float32], farthest: float) -> NDArray[np.bo
     groups = weights.reshape(-1, GROUP_SIZE)
     above, below = groups > MAX_SCALE, groups < -MAX_SCALE
     both = np.any(above, axis=1, keepdims=True) & np.any(below, axis=1, keepdims=True)
-    return ((np.abs(groups) > farthest) | ((above | below) & both)).reshape(-1)
+    too_large: NDArray[np.bool_] = (np.abs(groups) > farthest) | ((above | below) & both)
+    return too_large.reshape(-1)
 
 
 def _value(array: NDArray[Any], flat_index: int) -> str:

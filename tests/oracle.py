@@ -206,6 +206,70 @@ def best_nearest(weights, eps_scale=1e-6):
     return search(weights, candidate_curves(), round_nearest, eps_scale)
 
 
+# --- the optimum of the 19 bytes -------------------------------------------------------------
+
+LARGEST_HALF = 0x7BFF
+SMALLEST_NORMAL_HALF = 0x0400
+
+
+def _choice(weights, importance, scales, curves, codes):
+    """Error of each pair of scale and curve ``[n]``, every weight at its nearest level."""
+    y = levels(np.asarray(curves) / 127, codes)
+    distance = np.abs(weights[:, None] - np.asarray(scales)[:, None, None] * y[:, None, :])
+    return (importance * distance.min(axis=2) ** 2).sum(axis=1)
+
+
+def blunt_optimum(weights, halves, importance=1.0, full=True):
+    """The least error of a group over scales of the given bits, all curves, signs and codes."""
+    weights = np.asarray(weights, np.float64)
+    codes = ALL_CODES if full else CLASSIC_CODES
+    least = (importance * weights**2).sum()
+    for sign in (1, -1) if full else (1,):
+        for half in halves:
+            if sign < 0 and half < SMALLEST_NORMAL_HALF:
+                continue  # readers lose such a sign
+            curves = np.arange(-128 if full else -127, 128)
+            scale = sign * np.uint16(half).view(np.float16).astype(np.float64)
+            scales = np.full(len(curves), scale)
+            least = min(least, _choice(weights, importance, scales, curves, codes).min())
+    return least
+
+
+def sweep_optimum(weights, importance=1.0, full=True):
+    """The least error of a group over all scales, curves and codes: for every curve and sign, all
+    code assignments that are nearest at some scale, each at the two scales next to its best.
+
+    The best scale of all is nearest-assigned somewhere in the sweep, and for that assignment the
+    error is a parabola in the scale: one of the binary16 next to its lowest point is as good.
+    """
+    weights = np.asarray(weights, np.float64)
+    weighting = np.broadcast_to(np.asarray(importance, np.float64), weights.shape)
+    codes = ALL_CODES if full else CLASSIC_CODES
+    least = (weighting * weights**2).sum()
+    halves = np.arange(1, LARGEST_HALF + 1, dtype=np.uint16).view(np.float16).astype(np.float64)
+    for sign in (1, -1) if full else (1,):
+        allowed = halves if sign > 0 else halves[SMALLEST_NORMAL_HALF - 1 :]
+        for stored in range(-128 if full else -127, 128):
+            y = np.sort(sign * levels(stored / 127, codes))
+            middles = (y[1:] + y[:-1]) / 2
+            with np.errstate(divide="ignore", invalid="ignore"):
+                changes = (weights[:, None] / middles).ravel()
+            changes = np.sort(changes[np.isfinite(changes) & (changes > 0)])
+            if not len(changes):
+                continue
+            ends = np.concatenate([changes[:1] / 2, changes, changes[-1:] * 2])
+            scales = np.sqrt(ends[1:] * ends[:-1])
+            choice = np.abs(weights[:, None] - scales[:, None, None] * y).argmin(axis=2)
+            used = y[choice]
+            with np.errstate(divide="ignore", invalid="ignore"):
+                best = (weighting * weights * used).sum(1) / (weighting * used**2).sum(1)
+            above = np.clip(np.searchsorted(allowed, np.nan_to_num(best)), 0, len(allowed) - 1)
+            for place in (above, np.maximum(above - 1, 0)):
+                e = weights - allowed[place][:, None] * used
+                least = min(least, (weighting * e**2).sum(axis=1).min())
+    return least
+
+
 # --- statistics and quality ------------------------------------------------------------------
 
 

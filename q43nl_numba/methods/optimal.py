@@ -56,6 +56,8 @@ _HALF: Final = np.float32(0.5)
 _BINS: Final = np.float32(BINS)
 _LEAST_C: Final = np.float32(SMALLEST_CURVE / LARGEST_CURVE)
 _LEAST_ORDERED_C: Final = np.float32(-7 / 8)
+_SMALLEST_MIRRORED: Final = np.float32(2.0**-13)
+"""Least peak for which a negative scale is tried: those must not be subnormal."""
 _NEVER: Final = np.float32(1e30)
 # Moments of the codes' magnitudes j and their squares -> moments of x = j/7 and b = x^2 - x.
 _7TH: Final = np.float32(1 / 7)
@@ -105,9 +107,14 @@ def search(
     for i in range(GROUP_SIZE):
         for lane in range(LANES):
             moved[i, lane] = importance[i, lane] * abs(shapes[i, lane])
+    limit = np.empty(LANES, np.float32)
+    mirrors = np.empty(LANES, np.bool_)
+    for lane in range(LANES):
+        limit[lane] = np.float32(MAX_SCALE) / peaks[lane]
+        mirrors[lane] = full and peaks[lane] > _SMALLEST_MIRRORED
     chosen = np.empty((refined, LANES), np.int32)
     for start in range(0, LANES, SLICE):
-        rank_starts(shapes, importance, moved, start, full, bins, starts, chosen)
+        rank_starts(shapes, importance, moved, start, full, limit, mirrors, bins, starts, chosen)
     kept_scores = np.full((finalists, LANES), -1, np.float32)
     kept_halves = np.zeros((finalists, LANES), np.uint32)
     kept_curves = np.zeros((finalists, LANES), np.int32)
@@ -128,8 +135,8 @@ def search(
         for _ in range(rounds):
             set_middles(scale, c, full, middles)
             add_moments(shapes, importance, moved, sign, middles, sums)
-            improve(sums, scale, c, score)
-        snap(sums, peaks, sign, scale, c, score, tried_halves, tried_curves)
+            improve(sums, limit, scale, c)
+        snap(sums, peaks, sign, c, full, score, tried_halves, tried_curves)
         keep(score, tried_halves, tried_curves, kept_scores, kept_halves, kept_curves)
     for place in range(finalists):
         judge(
@@ -176,6 +183,8 @@ def rank_starts(
     moved: Floats,
     first: int,
     full: bool,
+    limit: Floats,
+    mirrors: NDArray[np.bool_],
     bins: Integers,
     starts: Floats,
     chosen: Integers,
@@ -191,9 +200,9 @@ def rank_starts(
         add_inner_codes(table, bins[start, 0], bins[start, 1], bins[start, 2], bins[start, 3], sums)
         add_outer_codes(
             table, bins[start, 4], bins[start, 5], bins[start, 6], bins[start, 7], full,
-            starts[start, 1], sums,
+            starts[start, 1], limit, first, sums,
         )  # fmt: skip
-        insert(sums, start, best, number)
+        insert(sums, start, mirrors, first, best, number)
     for place in range(kept):
         for lane in range(SLICE):
             chosen[place, first + lane] = number[place, lane]
@@ -252,6 +261,8 @@ def add_outer_codes(
     t8: np.int32,
     full: bool,
     c: np.float32,
+    limit: Floats,
+    first: int,
     sums: Floats,
 ) -> None:
     """Complete the moments, with code 8 on either side, and write the explained energies."""
@@ -268,12 +279,12 @@ def add_outer_codes(
         n8, m8 = outermost * table[1, t8, 0, lane], outermost * table[1, t8, 1, lane]
         _, _, score = solve(
             fma(f(15), n8, s2), fma(f(169), n8, s3), fma(f(1695), n8, s4), a + m8,
-            fma(f(15), m8, b), c,
+            fma(f(15), m8, b), c, limit[first + lane],
         )  # fmt: skip
         n8, m8 = outermost * table[2, t8, 0, lane], outermost * table[2, t8, 1, lane]
         _, _, mirrored = solve(
             fma(f(15), n8, s2), fma(f(169), n8, s3), fma(f(1695), n8, s4), a + m8,
-            fma(f(15), m8, b), c,
+            fma(f(15), m8, b), c, limit[first + lane],
         )  # fmt: skip
         sums[5, lane] = score
         sums[6, lane] = mirrored
@@ -281,7 +292,13 @@ def add_outer_codes(
 
 @helper
 def solve(
-    s2: np.float32, s3: np.float32, s4: np.float32, a: np.float32, b: np.float32, c: np.float32
+    s2: np.float32,
+    s3: np.float32,
+    s4: np.float32,
+    a: np.float32,
+    b: np.float32,
+    c: np.float32,
+    limit: np.float32,
 ) -> Any:
     """Best scale and c of given codes, and the energy that they explain.
 
@@ -299,15 +316,22 @@ def solve(
     c = min(max(c, _LEAST_C), _ONE)
     square = fma(c, fma(c, bb, xb + xb), xx)
     product = fma(c, vb, vx)
-    scale = product / square if square > 0 else _ZERO
-    return scale, c, scale * product
+    scale = min(product / square, limit) if square > 0 else _ZERO
+    return scale, c, scale * (product + product - scale * square)
 
 
 @helper
-def insert(sums: Floats, start: int, best: Floats, number: Integers) -> None:
+def insert(
+    sums: Floats,
+    start: int,
+    mirrors: NDArray[np.bool_],
+    first: int,
+    best: Floats,
+    number: Integers,
+) -> None:
     """Enter a start into each lane's sorted list."""
     for lane in range(SLICE):
-        mirrored = sums[6, lane] > sums[5, lane]
+        mirrored = sums[6, lane] > sums[5, lane] and mirrors[first + lane]
         score = sums[6, lane] if mirrored else sums[5, lane]
         sums[5, lane] = score
         sums[6, lane] = np.float32(2 * start + 1) if mirrored else np.float32(2 * start)
@@ -381,15 +405,19 @@ def code_of(v: np.float32, middles: Floats, lane: int) -> np.float32:
 
 
 @helper
-def improve(sums: Floats, scale: Floats, c: Floats, score: Floats) -> None:
-    """Best scale and c for the codes."""
+def improve(sums: Floats, limit: Floats, scale: Floats, c: Floats) -> None:
+    """Best scale and c for the codes; at the largest scale, the c that is best with it."""
     for lane in range(LANES):
-        new_scale, new_c, new_score = solve(
-            sums[0, lane], sums[1, lane], sums[2, lane], sums[3, lane], sums[4, lane], c[lane]
-        )
+        s2, s3, s4 = sums[0, lane], sums[1, lane], sums[2, lane]
+        a, b = sums[3, lane], sums[4, lane]
+        new_scale, new_c, _ = solve(s2, s3, s4, a, b, c[lane], limit[lane])
+        xb = fma(s3, _343RD, -(s2 * _49TH))
+        bb = fma(s4, _2401ST, -fma(_TWO, xb, s2 * _49TH))
+        vb = fma(b, _49TH, -(a * _7TH))
+        with_limit = (vb - new_scale * xb) / (new_scale * bb)
+        limited = new_scale >= limit[lane] and bb > 0
         scale[lane] = new_scale
-        c[lane] = new_c
-        score[lane] = new_score
+        c[lane] = min(max(with_limit, _LEAST_C), _ONE) if limited else new_c
 
 
 @helper
@@ -397,20 +425,21 @@ def snap(
     sums: Floats,
     peaks: Floats,
     sign: Floats,
-    scale: Floats,
     c: Floats,
+    full: bool,
     score: Floats,
     halves: Halves,
     curves: Integers,
 ) -> None:
     """Best storable pair around a scale and c, for the codes' moments."""
     best = np.full(LANES, np.inf, np.float64)
+    least_curve = np.float32(SMALLEST_CURVE if full else -LARGEST_CURVE)
     for step in range(4):
         for lane in range(LANES):
             s2, s3, s4 = sums[0, lane], sums[1, lane], sums[2, lane]
             a, b = np.float64(sums[3, lane]), np.float64(sums[4, lane])
             curve = np.floor(c[lane] * np.float32(LARGEST_CURVE)) + np.float32(step >> 1)
-            curve = min(max(curve, np.float32(SMALLEST_CURVE)), np.float32(LARGEST_CURVE))
+            curve = min(max(curve, least_curve), np.float32(LARGEST_CURVE))
             k = np.float64(curve) / 127.0
             # y = alpha j + beta j^2
             alpha = (1.0 - k) / 7.0

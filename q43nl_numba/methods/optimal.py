@@ -1,8 +1,9 @@
 """Scale, curve and codes together: hundreds of starts ranked by tables, the best ones refined.
 
-With the codes fixed, a weight decodes to p x + q b, x = code / 7, b = x |x| - x, p the scale and q
-= p c: the best pair (p, q) is a linear least-squares problem of two unknowns, and its solution
-needs only five moments of the codes' magnitudes j, with the weights' magnitudes v and importance h::
+With the codes fixed, a weight decodes to p x + q b, x = code / 7, b = x |x| - x, p the scale and
+q = p c: the best pair (p, q) is a linear least-squares problem of two unknowns, and its solution
+needs only five moments of the codes' magnitudes j, with the weights' magnitudes v and importance
+h::
 
     sum h j^2,  sum h j^3,  sum h j^4,  sum h v j,  sum h v j^2
 

@@ -18,8 +18,8 @@ from the midpoints around it has one code all over the box: it is *settled*. The
   ``min(|a - level| - r)`` of the two away from the nearest; if there may be more, at least 0.
 - The error of the settled weights is, in s = p' - p and t = p' (c' - c), a sum of squares of
   linear functions, hence convex, and not below its tangent plane at the center, where all e = a -
-  level are known: ``sum e^2 - 2 |s| |sum e y| - 2 |t| |sum e b|`` where s is at most
-  dp and t at most p1 dc in size.
+  level are known: ``sum e^2 - 2 |s| |sum e y| - 2 |t| |sum e b|``, where s is at most dp and t at
+  most p1 dc in size.
 - Code -8, on the side of zero that has it, need not lie beyond the others (below c = -7/8 it does
   not). So no order is assumed: with its distance e8 and reach r8, a weight takes it for certain if
   e8 + r8 is below the bound of all other codes, and may take it if e8 - r8 is below what they
@@ -29,8 +29,7 @@ A box whose bound is not below the least error known is dropped, another one is 
 point is decoded and judged as a reader sees it. The bounds are computed in float32: every r is
 enlarged, and every bound lowered (`_margin`), by more than rounding can amount to. As the tangent
 plane misses only squares of the widths, boxes are dropped early: from a near-optimal start it takes
-about 1,600 of them for a group of normal weights instead of 10^7 points. Plain distances (all
-weights treated as unsettled) need several times as many.
+about 1,600 of them for a group of normal weights, instead of 10^7 points.
 
 Scales beyond 98 times the largest magnitude need no box: the least positive level is 1/49 of the
 scale, so that every weight is nearest to 0 there.

@@ -1,4 +1,32 @@
-"""Scale, curve and codes together."""
+"""Scale, curve and codes together: hundreds of starts ranked by tables, the best ones refined.
+
+With the codes fixed, a weight decodes to p x + q b, x = code / 7, b = x |x| - x, p the scale and
+q = p c: the best pair (p, q) is a linear least-squares problem of two unknowns, and its solution
+needs only five moments of the codes' magnitudes j, with the weights' magnitudes v and importance
+h::
+
+    sum h j^2,  sum h j^3,  sum h j^4,  sum h v j,  sum h v j^2
+
+A *round* takes the nearest codes for (p, c), sums the moments up and solves for the next (p, c).
+Rounds end in the notch they start in, so what counts is the start. Starts are a grid of scales (in
+units of the group's peak) and curves, each with code -8 on either side of zero.
+
+What won is ranking starts without looking at the weights. As the starts' thresholds are the same
+for all groups, each group's importance and importance times magnitude are entered into bins once,
+and summed up from above. Eight lookups a start then give the five moments (the step from code k - 1
+to k adds (k^2 - (k - 1)^2) n to sum h j^2, where n is the importance beyond its threshold, and so
+on), and both sides share seven of them. Rounding thresholds to bins costs nothing but rank: every
+assignment is a valid one. Bins are even in the square root of the magnitude, so that they are fine
+where a curve near c = 1 has its levels. Measured on one core: 4 ns a start and group, lists of the
+best included, against 14 ns for a round. With 306 pairs of starts and four refined (effort 5) the
+error on normal data is 1.0003 times the optimum, where 2 x 72 starts with one refined leave 1.017.
+
+What did not help: more than two rounds for a poor start (with one refined start, 1.0173 becomes
+1.0154 at three rounds, while a second start makes it 1.009); bins even in the magnitude (as good on
+normal data, but 8 % above the optimum where one weight is a hundred times the others). More than
+about 600 pairs gain less than 0.01 %. Nearly half of the time at effort 1 is spent on the grid
+search, whose result is judged with the others: so no group is ever worse than with `grid`.
+"""
 
 from __future__ import annotations
 
@@ -34,20 +62,21 @@ CODES: Final = Option("codes", FULL, one_of(FULL, "symmetric"))
 # Numbers of scales and of values of c to start from, starts refined, rounds each, finalists judged.
 EFFORTS: Final = {
     1: (8, 9, 1, 2, 1),
-    2: (8, 9, 1, 3, 1),
-    3: (8, 9, 2, 3, 1),
-    4: (12, 13, 2, 3, 1),
+    2: (8, 9, 2, 3, 1),
+    3: (12, 13, 2, 3, 1),
+    4: (12, 13, 3, 4, 2),
     5: (16, 17, 4, 4, 2),
     6: (24, 25, 6, 4, 2),
     7: (32, 33, 8, 4, 4),
-    8: (48, 49, 16, 5, 4),
-    9: (64, 65, 32, 6, 8),
+    8: (40, 41, 16, 5, 4),
+    9: (56, 57, 24, 6, 8),
 }
 
 BINS: Final = 96
 ROWS: Final = BINS + 2
 SLICE: Final = 32
 _SCALES: Final = (0.7, 1.25)
+"""Range of the starts' scales: on normal data 99 % of the optima lie between 0.72 and 1.26."""
 
 _ZERO: Final = np.float32(0)
 _ONE: Final = np.float32(1)
@@ -83,7 +112,7 @@ def start_table(scale_count: int, c_count: int) -> tuple[Integers, Floats]:
             thresholds = [scale * midpoint(k, c) for k in range(OUTERMOST)]
             if c <= -7 / 8:
                 thresholds[-1] = np.inf
-            rows.append(np.minimum(np.rint(np.array(thresholds) * BINS), ROWS - 1))
+            rows.append(np.minimum(np.rint(np.sqrt(thresholds) * BINS), ROWS - 1))
             at.append((scale, c))
     return np.array(rows, np.int32), np.array(at, np.float32)
 
@@ -219,7 +248,7 @@ def fill_table(
     for lane in range(SLICE):
         for i in range(GROUP_SIZE):
             v = shapes[i, first + lane]
-            bin_ = np.int32(min(abs(v), _ONE) * _BINS)
+            bin_ = np.int32(np.sqrt(min(abs(v), _ONE)) * _BINS)
             side = 1 if v < 0 else 2
             table[side, bin_, 0, lane] += importance[i, first + lane]
             table[side, bin_, 1, lane] += moved[i, first + lane]
@@ -490,7 +519,7 @@ def keep(
 
 @functools.cache
 def parameters(codes: str, effort: int) -> tuple[Any, ...]:
-    """What the search is told."""
+    """What the search is told; `EFFORTS` says how much it does."""
     scales, cs, refined, rounds, finalists = EFFORTS[effort]
     return (
         codes == FULL,

@@ -142,7 +142,12 @@ def test_negation_negates(method, weights):
 
 @given(weights=some_weights)
 def test_negation_leaves_the_least_error(weights):
-    """Of several optima, the one that is found may be another for the negated weights."""
+    """Of several optima, the one that is found may be another for the negated weights.
+
+    Subnormal scales are left out: of those, only the positive ones are written.
+    """
+    held = np.abs(weights).max(axis=1) > 2.0**-7
+    weights = np.where(held[:, None], weights, np.float32(0))
     found = oracle.errors(weights, q43nl(weights, "exact"))
     negated = oracle.errors(-weights, q43nl(-weights, "exact"))
     energy = (weights.astype(np.float64) ** 2).sum(axis=1)

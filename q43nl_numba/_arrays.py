@@ -181,12 +181,12 @@ def check_importance(importance: Any, tensor: Array) -> Array | None:
     return weighting
 
 
-def importance_pieces(importance: Array | None, tensor: Array) -> Iterator[Array]:
-    """The importance of each of the tensor's `pieces`; empty where there is none."""
+def importance_pieces(importance: Array | None, tensor: Array) -> Iterator[Array | None]:
+    """The importance of each of the tensor's `pieces`; None where there is none."""
     for start in range(0, tensor.size, PIECE):
         size = min(PIECE, tensor.size - start)
         if importance is None:
-            yield np.zeros(0, np.float32)
+            yield None
         elif importance.shape == tensor.shape:
             yield importance.reshape(-1)[start : start + size]
         else:

@@ -12,6 +12,7 @@ import hashlib
 import os
 import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import FunctionType
 from typing import Any, TypeVar, cast
@@ -106,6 +107,15 @@ def thread_count(requested: int | None, items: int) -> int:
     return max(1, min(wanted, items, available))
 
 
+@functools.cache
+def workers(count: int) -> ThreadPoolExecutor:
+    """Threads of our own, for portions whose work is more than a kernel.
+
+    They are kept, because what a new thread allocates first is new memory from the system.
+    """
+    return ThreadPoolExecutor(count, thread_name_prefix="q43nl")
+
+
 def _compile(function: Callable[..., Any], build: str, *, parallel: bool) -> Any:
     # The two builds of one function would otherwise share a cache entry.
     copy = specialize(function, f"{build}_{_source_digest()}")
@@ -168,6 +178,7 @@ def _pool_started() -> bool:
 _pool = _Pool()
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_pool.after_fork)
+    os.register_at_fork(after_in_child=workers.cache_clear)
 
 
 def _float_intrinsic(build: Callable[..., Any], result: Any, *operands: Any) -> Any:

@@ -6,10 +6,6 @@ With x = code / 7 a weight decodes to ``scale * y`` where::
 
 (source: PasLLM, ``docs/quant_4bit_formats.md``). Everything here works on magnitudes, of which the
 curve is the same function, in units of the scale.
-
-A *tile* is some groups side by side: arrays of shape ``[GROUP_SIZE, lanes]`` in which lane l is
-group l. Loops over lanes compile to full-width vector code, and each lane's sums run over its
-weights in their order, so a group's result does not depend on the vector width or its neighbors.
 """
 
 from __future__ import annotations
@@ -17,16 +13,10 @@ from __future__ import annotations
 from typing import Any, Final, NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 
 from ._jit import helper
 from .layout import GROUP_SIZE, LARGEST_CURVE
-
-LANES: Final = 128
-"""Most groups in a tile: they pay for the loops around them, and still fit the L1 cache."""
-
-LANES_STEP: Final = 16
-"""Tiles are a multiple of this wide, whatever they hold: the widest vectors are filled."""
+from .tile import Codes, Floats, Integers, weighted
 
 STEPS: Final = 7
 """Codes run from -7 to 7, so seven level midpoints part the magnitudes."""
@@ -38,9 +28,6 @@ _NEAREST_SHIFT: Final = np.float32(1 / (4 * STEPS**2))
 
 NEAREST_LEVEL: Final = True
 ROUND_ROOT: Final = False
-
-Floats = NDArray[np.float32]
-Integers = NDArray[np.int32]
 
 
 @helper
@@ -98,7 +85,7 @@ class Trial(NamedTuple):
     curves: Integers
     """The curves to try, int32[lanes]."""
     errors: Floats
-    """Their squared errors, in units of the squared scale."""
+    """Their squared errors, weighted by importance, in units of the squared scale."""
     refined: Integers
     """The curves that suit their codes best."""
     refined_errors: Floats
@@ -134,20 +121,24 @@ def aim(trial: Trial, center: Integers, offset: int) -> None:
 
 
 @helper
-def judge(magnitudes: Floats, trial: Trial) -> None:
+def judge(magnitudes: Floats, importance: Any, trial: Trial) -> None:
     """Fill in a trial's errors and refined curves; its curves are clipped to the storable ones.
 
     Parameters
     ----------
     magnitudes : float32[GROUP_SIZE, lanes]
         |w| / scale.
+    importance : float32[GROUP_SIZE, lanes] or None
     trial : Trial
         With its curves set.
     """
     for lane in range(trial.curves.size):
         trial.curves[lane] = clip_curve(trial.curves[lane])
     set_midpoints(trial.curves, NEAREST_LEVEL, trial.midpoints)
-    add_errors(magnitudes, trial.curves, trial.midpoints, trial.errors, trial.slopes, trial.bends)
+    add_errors(
+        magnitudes, importance, trial.curves, trial.midpoints,
+        trial.errors, trial.slopes, trial.bends,
+    )  # fmt: skip
     for lane in range(trial.curves.size):
         # error(c + d) = error(c) - 2 d slope + d^2 bend
         slope, bend = trial.slopes[lane], trial.bends[lane]
@@ -171,6 +162,7 @@ def keep_better(trial: Trial, curves: Integers, least: Floats) -> None:
 @helper
 def add_errors(
     magnitudes: Floats,
+    importance: Any,
     curves: Integers,
     midpoints: Floats,
     errors: Floats,
@@ -179,8 +171,9 @@ def add_errors(
 ) -> None:
     """Sum up each lane's squared error, and how it depends on c: slopes and bends.
 
-    With y = x + c b, b = x^2 - x, and e = v - y: errors = sum e^2, slopes = sum e b, bends =
-    sum b^2. (Arrays, not a `Trial`: only for those does the compiler see that they are apart.)
+    With y = x + c b, b = x^2 - x, e = v - y and importance h: errors = sum h e^2, slopes =
+    sum h e b, bends = sum h b^2. (Arrays, not a `Trial`: only for those does the compiler see that
+    they are apart.)
     """
     for lane in range(curves.size):
         errors[lane] = np.float32(0)
@@ -203,9 +196,13 @@ def add_errors(
             e1, b1 = error_and_bend(magnitudes[i + 1, lane], middles, c)
             e2, b2 = error_and_bend(magnitudes[i + 2, lane], middles, c)
             e3, b3 = error_and_bend(magnitudes[i + 3, lane], middles, c)
-            errors[lane] += (e0 * e0 + e1 * e1) + (e2 * e2 + e3 * e3)
-            slopes[lane] += (e0 * b0 + e1 * b1) + (e2 * b2 + e3 * b3)
-            bends[lane] += (b0 * b0 + b1 * b1) + (b2 * b2 + b3 * b3)
+            f0, d0 = weighted(e0, importance, i, lane), weighted(b0, importance, i, lane)
+            f1, d1 = weighted(e1, importance, i + 1, lane), weighted(b1, importance, i + 1, lane)
+            f2, d2 = weighted(e2, importance, i + 2, lane), weighted(b2, importance, i + 2, lane)
+            f3, d3 = weighted(e3, importance, i + 3, lane), weighted(b3, importance, i + 3, lane)
+            errors[lane] += (f0 * e0 + f1 * e1) + (f2 * e2 + f3 * e3)
+            slopes[lane] += (f0 * b0 + f1 * b1) + (f2 * b2 + f3 * b3)
+            bends[lane] += (d0 * b0 + d1 * b1) + (d2 * b2 + d3 * b3)
 
 
 @helper
@@ -224,11 +221,11 @@ def error_and_bend(v: np.float32, midpoints: Any, c: np.float32) -> tuple[np.flo
 
 
 @helper
-def set_codes(magnitudes: Floats, midpoints: Floats, codes: NDArray[np.uint8]) -> None:
-    """Magnitudes of the codes: how many midpoints lie below each weight's magnitude."""
+def set_codes(weights: Floats, magnitudes: Floats, midpoints: Floats, codes: Codes) -> None:
+    """Codes: how many midpoints lie below each magnitude, with the weight's sign."""
     for i in range(GROUP_SIZE):
         for lane in range(codes.shape[1]):
-            code = np.uint8(0)
+            code = np.int8(0)
             for k in range(STEPS):
-                code += np.uint8(magnitudes[i, lane] > midpoints[k, lane])
-            codes[i, lane] = code
+                code += np.int8(magnitudes[i, lane] > midpoints[k, lane])
+            codes[i, lane] = -code if weights[i, lane] < 0 else code

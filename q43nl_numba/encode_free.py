@@ -1,4 +1,4 @@
-"""From weights to packed groups for the methods that choose scale, curve and codes together.
+"""A tile of a method that chooses scale, curve and codes together.
 
 The searches see a tile's weights in units of each group's peak, the largest magnitude that counts.
 What they find is judged here, in double precision, on the very numbers that a reader decodes: the
@@ -13,30 +13,31 @@ from collections.abc import Callable
 from typing import Any, Final
 
 import numpy as np
-from numpy.typing import NDArray
 
-from ._arrays import read_only
-from ._jit import Kernel, bits_of_float, float_of_bits, fma, helper, prange, specialize
-from .curve import LANES, STEPS
+from ._jit import bits_of_float, float_of_bits, fma, helper, specialize
+from .curve import STEPS
+from .encode import Encoder
 from .layout import (
-    CURVE_AT,
-    GROUP_BYTES,
     GROUP_SIZE,
     LARGEST_CURVE,
     MAGNITUDE_BITS,
     MAX_SCALE,
     MAX_SCALE_BITS,
-    NIBBLE_OF_ZERO,
-    SCALE_AT,
     float_of_half,
     half_not_below,
 )
-
-Floats = NDArray[np.float32]
-Doubles = NDArray[np.float64]
-Integers = NDArray[np.int32]
-Halves = NDArray[np.uint32]
-Bytes = NDArray[np.uint8]
+from .tile import (
+    LANES,
+    Bytes,
+    Codes,
+    Doubles,
+    Floats,
+    Halves,
+    Integers,
+    load_importance,
+    load_weights,
+    store_groups,
+)
 
 OUTERMOST: Final = 8
 """Magnitude of the code that only one side of zero has."""
@@ -58,8 +59,8 @@ _ONE: Final = np.float32(1)
 _NEVER: Final = 1e300
 
 
-class FreeEncoder:
-    """A search for scale and curve, made into a kernel from weights to packed bytes.
+def free_encoder(search: Callable[..., None], *, name: str, parameters: Any) -> Encoder:
+    """The encoder of a search for scales and curves.
 
     Parameters
     ----------
@@ -72,59 +73,44 @@ class FreeEncoder:
         hold the group of zeros and its error at first; `judge` is what replaces them.
     name : str
         The method's name.
+    parameters : Numba type
+        A tuple that begins with a boolean: whether all codes are allowed.
     """
-
-    def __init__(self, search: Callable[..., None], *, name: str) -> None:
-        self._encode = Kernel(specialize(_encode_free, name, search=search))
-
-    def __call__(
-        self,
-        weights: Floats,
-        importance: Floats,
-        parameters: tuple[Any, ...],
-        eps_scale: float,
-        packed: Bytes,
-        *,
-        num_threads: int,
-    ) -> bool:
-        """Encode float32[32 G] weights to uint8[19 G] packed.
-
-        With importance float32[32 G] (empty: all count the same), and parameters that begin with
-        whether all codes are allowed. False if there are weights that no level reaches; their
-        tiles are left out.
-        """
-        call = (read_only(weights), read_only(importance), parameters, eps_scale, packed)
-        return bool(self._encode(*call, num_threads=num_threads) == 0)
+    return Encoder(specialize(_encode_tile, name, search=search), parameters)
 
 
-# Stand-in for what a `FreeEncoder` binds.
+# Stand-in for what `free_encoder` binds.
 search: Any = None
 
 
-def _encode_free(
-    weights: Floats, importance: Floats, parameters: Any, eps_scale: float, packed: Bytes
+def _encode_tile(
+    weights: Floats,
+    importance: Floats | None,
+    hints: Floats,
+    parameters: Any,
+    eps_scale: float,
+    packed: Bytes,
+    tile: int,
 ) -> int:
-    groups = weights.size // GROUP_SIZE
-    rejected = 0
-    for tile in prange(-(-groups // LANES)):
-        first = tile * LANES
-        count = min(LANES, groups - first)
-        halves, curves, errors = new_choice()
-        tile_weights, tile_importance, shapes, peaks = new_tile()
-        full = parameters[0]
-        load_weights(weights, first, count, tile_weights)
-        if all_reached(tile_weights, full):
-            load_importance(importance, first, count, tile_importance)
-            set_shapes(tile_weights, tile_importance, eps_scale, shapes, peaks)
-            judge_zeros(tile_weights, tile_importance, peaks, errors)
-            search(
-                tile_weights, tile_importance, shapes, peaks, full, parameters,
-                halves, curves, errors,
-            )  # fmt: skip
-            store_free(tile_weights, first, count, full, halves, curves, packed)
-        else:
-            rejected += 1
-    return rejected
+    """Encode a tile; 1, or 0 where it holds a weight that no level reaches."""
+    first = tile * LANES
+    count = min(LANES, weights.size // GROUP_SIZE - first)
+    halves, curves, errors = new_choice()
+    tile_weights, tile_importance, shapes, peaks = new_tile()
+    full = parameters[0]
+    load_weights(weights, first, count, tile_weights)
+    if not all_reached(tile_weights, full):
+        return 0
+    load_importance(importance, first, count, tile_importance)
+    set_shapes(tile_weights, tile_importance, eps_scale, shapes, peaks)
+    judge_zeros(tile_weights, tile_importance, peaks, errors)
+    search(
+        tile_weights, tile_importance, shapes, peaks, full, parameters, halves, curves, errors
+    )  # fmt: skip
+    codes = np.empty((GROUP_SIZE, LANES), np.int8)
+    set_free_codes(tile_weights, full, halves, curves, codes)
+    store_groups(codes, halves, curves, first, count, packed)
+    return 1
 
 
 @helper
@@ -149,15 +135,6 @@ def new_choice() -> tuple[Halves, Integers, Doubles]:
 
 
 @helper
-def load_weights(weights: Floats, first: int, count: int, tile: Floats) -> None:
-    """Lay a tile's weights out lane by lane."""
-    for lane in range(count):
-        at = (first + lane) * GROUP_SIZE
-        for i in range(GROUP_SIZE):
-            tile[i, lane] = weights[at + i]
-
-
-@helper
 def all_reached(tile: Floats, full: bool) -> bool:
     """Whether each group's weights are finite and within some storable scale's levels."""
     farthest = np.float32(FARTHEST) if full else float_of_bits(MAX_SCALE_BITS)
@@ -179,19 +156,6 @@ def all_reached(tile: Floats, full: bool) -> bool:
         far, near = max(highest[lane], other[lane]), min(highest[lane], other[lane])
         reached = reached and far <= limit and near <= inner
     return reached
-
-
-@helper
-def load_importance(importance: Floats, first: int, count: int, tile: Floats) -> None:
-    """Importance in units of each group's largest; ones where there is none or all is zero."""
-    for lane in range(count):
-        at = (first + lane) * GROUP_SIZE
-        largest = np.float32(0)
-        if importance.size > 0:
-            for i in range(GROUP_SIZE):
-                largest = max(largest, importance[at + i])
-        for i in range(GROUP_SIZE):
-            tile[i, lane] = importance[at + i] / largest if largest > 0 else _ONE
 
 
 @helper
@@ -315,23 +279,16 @@ def add_decoded_errors(
 
 
 @helper
-def store_free(
-    tile: Floats,
-    first: int,
-    count: int,
-    full: bool,
-    halves: Halves,
-    curves: Integers,
-    packed: Bytes,
+def set_free_codes(
+    weights: Floats, full: bool, halves: Halves, curves: Integers, codes: Codes
 ) -> None:
-    """Give every weight the nearest level of its group's scale and curve, and write the bytes."""
+    """Give every weight the code whose level, of its group's scale and curve, is nearest."""
     levels = np.empty((OUTERMOST + 1, LANES), np.float64)
     middles = np.empty((STEPS, LANES), np.float64)
-    codes = np.empty((GROUP_SIZE, LANES), np.int8)
     set_decoded_levels(halves, curves, full, levels, middles)
     for i in range(GROUP_SIZE):
         for lane in range(LANES):
-            w = np.float64(tile[i, lane])
+            w = np.float64(weights[i, lane])
             size = abs(w)
             code = np.int8(0)
             level = 0.0
@@ -343,16 +300,3 @@ def store_free(
             outermost = mirrored < 0 and abs(size - levels[8, lane]) < abs(size - level)
             code = np.int8(OUTERMOST) if outermost else code
             codes[i, lane] = -code if mirrored < 0 else code
-    for lane in range(count):
-        start = (first + lane) * GROUP_BYTES
-        if halves[lane] & _HALF_MAGNITUDE == 0:
-            for byte in range(GROUP_BYTES):
-                packed[start + byte] = 0
-            continue
-        for byte in range(GROUP_SIZE // 2):
-            low = np.int32(codes[2 * byte, lane]) + NIBBLE_OF_ZERO
-            high = np.int32(codes[2 * byte + 1, lane]) + NIBBLE_OF_ZERO
-            packed[start + byte] = low | (high << 4)
-        packed[start + SCALE_AT] = halves[lane] & 0xFF
-        packed[start + SCALE_AT + 1] = halves[lane] >> 8
-        packed[start + CURVE_AT] = curves[lane] & 0xFF

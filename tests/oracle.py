@@ -84,10 +84,10 @@ def round_nearest(v, c, codes=CLASSIC_CODES):
     return np.asarray(codes)[np.argmin(distance, axis=-1)]
 
 
-def group_error(weights, scale, c, codes):
-    """Sum over each group of (w - scale y(code / 7, c))^2."""
+def group_error(weights, scale, c, codes, importance=1.0):
+    """Sum over each group of h (w - scale y(code / 7, c))^2."""
     decoded = np.asarray(scale, np.float64) * curve(codes / 7, c)
-    return ((np.asarray(weights, np.float64) - decoded) ** 2).sum(axis=-1)
+    return (importance * (np.asarray(weights, np.float64) - decoded) ** 2).sum(axis=-1)
 
 
 # --- the 19 bytes ----------------------------------------------------------------------------
@@ -173,7 +173,7 @@ def candidate_curves(grid_size=255):
     return np.rint(127 * np.linspace(-1, 1, grid_size)).astype(np.int64)
 
 
-def search(weights, curves, rounding, eps_scale=1e-6):
+def search(weights, curves, rounding, eps_scale=1e-6, importance=1.0):
     """Every candidate for every group, keeping the first with the least error -> ``[G, 19]``."""
     weights = np.asarray(weights, np.float32).reshape(-1, GROUP_SIZE)
     scales = scale_up(np.abs(weights).max(axis=1, initial=0))
@@ -185,7 +185,7 @@ def search(weights, curves, rounding, eps_scale=1e-6):
     for stored in curves:
         c = stored / 127
         codes = rounding(v, c)
-        error = group_error(weights, column, c, codes)
+        error = group_error(weights, column, c, codes, importance)
         better = error < least
         least[better] = error[better]
         best_curve[better] = stored
@@ -195,9 +195,9 @@ def search(weights, curves, rounding, eps_scale=1e-6):
     return packed
 
 
-def grid(weights, grid_size=255, eps_scale=1e-6):
+def grid(weights, grid_size=255, eps_scale=1e-6, importance=1.0):
     """The classic reference: all candidates, nearest integer of 7x."""
-    return search(weights, candidate_curves(grid_size), round_classic, eps_scale)
+    return search(weights, candidate_curves(grid_size), round_classic, eps_scale, importance)
 
 
 def best_nearest(weights, eps_scale=1e-6):
@@ -285,10 +285,10 @@ def statistics(weights):
     return stats.kurtosis(mirrored, axis=1, fisher=False), lower, upper
 
 
-def errors(weights, packed):
+def errors(weights, packed, importance=1.0):
     """Squared error of each group, decoded from the stored bytes: ``[G]``."""
     weights = np.asarray(weights, np.float64).reshape(-1, GROUP_SIZE)
-    return ((weights - decode(packed).astype(np.float64)) ** 2).sum(axis=1)
+    return (importance * (weights - decode(packed).astype(np.float64)) ** 2).sum(axis=1)
 
 
 def mse(weights, packed):

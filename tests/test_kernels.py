@@ -71,6 +71,8 @@ def test_no_access_is_out_of_bounds(tmp_path, digest):
     for size in (2, 3, 255, 1000):
         q43nl(weights, "grid", grid_size=size, num_threads=1)
     q43nl(weights[:1], gd_iterations=20, gd_lr=0.1, num_threads=1)
+    for method in METHODS:
+        q43nl(weights[:9], method, importance=np.arange(32), num_threads=1)
     """
     checked = run(script, NUMBA_BOUNDSCHECK="1", NUMBA_CACHE_DIR=str(tmp_path))
     assert checked == digest

@@ -1,4 +1,4 @@
-"""`optimal` and `exact`: the optimum proven by other means, closeness, scales, importance."""
+"""`optimal` and `exact`: the optimum proven by other means, closeness, codes and scales."""
 
 import numpy as np
 import oracle
@@ -27,17 +27,12 @@ CLOSENESS = {
 }
 
 
-def weighted_errors(weights, packed, importance=1.0):
-    decoded = oracle.decode(packed.reshape(-1, 19)).astype(np.float64)
-    return (importance * (weights.astype(np.float64) - decoded) ** 2).sum(axis=1)
-
-
 def assert_optimal(weights, packed, optimum, importance=1.0):
     """As decoded: levels are rounded to float32, which costs or gains next to nothing."""
     energy = (importance * weights.astype(np.float64) ** 2).sum(axis=1)
     optimum = np.asarray(optimum)
     slack = 1e-5 * optimum + 1e-6 * np.sqrt(optimum * energy) + 1e-13 * energy
-    found = weighted_errors(weights, packed, importance)
+    found = oracle.errors(weights, packed, importance)
     assert np.all(np.abs(found - optimum) <= slack), (found, optimum)
 
 
@@ -225,88 +220,6 @@ def test_beyond_every_level(method):
     assert np.abs(dequantize(q43nl(tensor, method))[33] - 70000) < 100
     with pytest.raises(ValueError, match=r"tensor.*65504.*index 33"):
         q43nl(tensor, method, codes="symmetric")
-
-
-# --- importance ------------------------------------------------------------------------------
-
-
-@every_free
-@pytest.mark.parametrize("value", [1.0, 0.0, 0.25, 3e38, 1e-40])
-def test_equal_importance_changes_nothing(normal, method, value):
-    weights = normal[:160]
-    importance = np.full(weights.shape, value, np.float32)
-    assert np.array_equal(q43nl(weights, method, importance=importance), q43nl(weights, method))
-    row = np.full(32, value)
-    assert np.array_equal(q43nl(weights, method, importance=row), q43nl(weights, method))
-
-
-@every_free
-def test_importance_lowers_the_weighted_error(normal, rng, method):
-    weights = normal[:256]
-    importance = rng.exponential(size=weights.shape)
-    plain = weighted_errors(weights, q43nl(weights, method), importance).sum()
-    ours = weighted_errors(weights, q43nl(weights, method, importance=importance), importance).sum()
-    assert ours < 0.93 * plain
-
-
-@every_free
-def test_importance_of_columns(normal, rng, method):
-    """One value per column, also where columns and groups are out of step or in pieces."""
-    importance = rng.exponential(size=96).astype(np.float32)
-    weights = normal[:12].reshape(-1, 96)
-    spread = np.broadcast_to(importance, weights.shape)
-    expected = q43nl(weights, method, importance=spread)
-    assert np.array_equal(q43nl(weights, method, importance=importance), expected)
-    odd = rng.exponential(size=24)
-    weights = normal[:12].reshape(-1, 24)
-    expected = q43nl(weights, method, importance=np.tile(odd, (len(weights), 1)))
-    assert np.array_equal(q43nl(weights, method, importance=list(odd)), expected)
-
-
-def test_importance_of_columns_in_pieces():
-    weights = np.random.default_rng(0).standard_normal((11000, 96)).astype(np.float32)
-    importance = np.random.default_rng(1).exponential(size=96).astype(np.float32)
-    packed = q43nl(weights, "optimal", effort=1, importance=importance)
-    tail = q43nl(weights[-32:], "optimal", effort=1, importance=importance)
-    assert np.array_equal(packed[-tail.size :], tail)
-
-
-@every_free
-def test_weights_without_importance_do_not_count(method):
-    weights = samples.draw("normal", 8)
-    spoiled = weights.copy()
-    spoiled[:, 7] = 5000
-    importance = np.ones(32)
-    importance[7] = 0
-    ours = q43nl(spoiled, method, importance=importance)
-    plain = weighted_errors(weights, q43nl(weights, method, importance=importance), importance)
-    np.testing.assert_allclose(weighted_errors(spoiled, ours, importance), plain, rtol=1e-9)
-
-
-@pytest.mark.parametrize(
-    ("importance", "found"),
-    [
-        (np.full(32, -1.0), "-1"),
-        (np.r_[np.ones(31), np.nan], "nan"),
-        (np.r_[np.ones(31), np.inf], "inf"),
-        (np.full(32, 1e300), "1e"),
-        (np.ones(31), "31"),
-        (np.ones((2, 16)), "16"),
-        (np.ones((1, 32)), "32"),
-        (1.0, r"\(\)"),
-    ],
-)
-@every_free
-def test_importance_that_is_none(method, importance, found):
-    with pytest.raises(ValueError, match=f"importance.*{found}"):
-        q43nl(np.ones((4, 32)), method, importance=importance)
-
-
-@every_free
-@pytest.mark.parametrize("importance", ["ones", np.ones(32, complex), [None] * 32])
-def test_importance_that_is_no_number(method, importance):
-    with pytest.raises(TypeError, match="importance"):
-        q43nl(np.ones((4, 32)), method, importance=importance)
 
 
 # --- parameters and threads ------------------------------------------------------------------

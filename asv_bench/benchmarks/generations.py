@@ -25,9 +25,9 @@ from .quality import number
 try:
     from q43nl_numba._jit import helper
     from q43nl_numba.curve import NEAREST_LEVEL, curve_of_c, judge, new_trial
-    from q43nl_numba.encode import Encoder
+    from q43nl_numba.encode_curve import curve_encoder
 except ImportError:
-    Encoder = None
+    curve_encoder = None
 
     def helper(function):
         return function
@@ -47,11 +47,11 @@ LINE_EACH_SIDE = 3
 
 
 @helper
-def errors_at(magnitudes, trial, c):
+def errors_at(magnitudes, importance, trial, c):
     """Error of each lane's group at the curve next to its c."""
     for lane in range(c.size):
         trial.curves[lane] = curve_of_c(c[lane])
-    judge(magnitudes, trial)
+    judge(magnitudes, importance, trial)
     return trial.errors.copy()
 
 
@@ -79,79 +79,79 @@ def starts(count, lanes):
 
 
 @helper
-def central_slope(magnitudes, trial, c):
-    above = errors_at(magnitudes, trial, storable(c + DIFFERENCE))
-    below = errors_at(magnitudes, trial, storable(c - DIFFERENCE))
+def central_slope(magnitudes, importance, trial, c):
+    above = errors_at(magnitudes, importance, trial, storable(c + DIFFERENCE))
+    below = errors_at(magnitudes, importance, trial, storable(c - DIFFERENCE))
     return (above - below) / (DIFFERENCE + DIFFERENCE)
 
 
 @helper
-def original(magnitudes, scales, hints, parameters, curves):
+def original(magnitudes, importance, scales, hints, parameters, curves):
     trial = new_trial(curves.size)
     least = np.full(curves.size, np.inf, np.float32)
     for c in starts(1, curves.size):
         for _ in range(ITERATIONS):
-            here = errors_at(magnitudes, trial, c)
+            here = errors_at(magnitudes, importance, trial, c)
             keep_better(c, here, curves, least)
-            ahead = errors_at(magnitudes, trial, storable(c + DIFFERENCE))
+            ahead = errors_at(magnitudes, importance, trial, storable(c + DIFFERENCE))
             c = storable(c - RATE * (ahead - here) / DIFFERENCE)
-        keep_better(c, errors_at(magnitudes, trial, c), curves, least)
+        keep_better(c, errors_at(magnitudes, importance, trial, c), curves, least)
 
 
 @helper
-def v1(magnitudes, scales, hints, parameters, curves):
+def v1(magnitudes, importance, scales, hints, parameters, curves):
     trial = new_trial(curves.size)
     least = np.full(curves.size, np.inf, np.float32)
     for c in starts(4, curves.size):
         rate = np.full(curves.size, RATE)
-        before = errors_at(magnitudes, trial, c)
+        before = errors_at(magnitudes, importance, trial, c)
         keep_better(c, before, curves, least)
         for _ in range(ITERATIONS):
-            c = storable(c - rate * central_slope(magnitudes, trial, c))
-            here = errors_at(magnitudes, trial, c)
+            c = storable(c - rate * central_slope(magnitudes, importance, trial, c))
+            here = errors_at(magnitudes, importance, trial, c)
             keep_better(c, here, curves, least)
             rate *= np.where(here < before, np.float32(1.2), np.float32(0.5))
             before = here
 
 
 @helper
-def v2(magnitudes, scales, hints, parameters, curves):
+def v2(magnitudes, importance, scales, hints, parameters, curves):
     trial = new_trial(curves.size)
     least = np.full(curves.size, np.inf, np.float32)
     for c in starts(8, curves.size):
         rate = RATE
         velocity = np.zeros(curves.size, np.float32)
-        keep_better(c, errors_at(magnitudes, trial, c), curves, least)
+        keep_better(c, errors_at(magnitudes, importance, trial, c), curves, least)
         for _ in range(ITERATIONS):
-            slope = central_slope(magnitudes, trial, c)
+            slope = central_slope(magnitudes, importance, trial, c)
             velocity = np.float32(0.9) * velocity - rate * slope
             c = storable(c + velocity)
-            keep_better(c, errors_at(magnitudes, trial, c), curves, least)
+            keep_better(c, errors_at(magnitudes, importance, trial, c), curves, least)
             rate *= np.float32(0.8)
 
 
 @helper
-def v3(magnitudes, scales, hints, parameters, curves):
+def v3(magnitudes, importance, scales, hints, parameters, curves):
     trial = new_trial(curves.size)
     least = np.full(curves.size, np.inf, np.float32)
     for c in starts(12, curves.size):
         rate = RATE
         first = np.zeros(curves.size, np.float32)
         second = np.zeros(curves.size, np.float32)
-        keep_better(c, errors_at(magnitudes, trial, c), curves, least)
+        keep_better(c, errors_at(magnitudes, importance, trial, c), curves, least)
         for step in range(1, ITERATIONS + 1):
-            slope = central_slope(magnitudes, trial, c)
+            slope = central_slope(magnitudes, importance, trial, c)
             first += np.float32(0.1) * (slope - first)
             second += np.float32(0.001) * (slope * slope - second)
             mean = first / np.float32(1 - 0.9**step)
             size = np.sqrt(second / np.float32(1 - 0.999**step)) + np.float32(1e-8)
             c = storable(c - rate * mean / size)
-            keep_better(c, errors_at(magnitudes, trial, c), curves, least)
+            keep_better(c, errors_at(magnitudes, importance, trial, c), curves, least)
             rate *= np.float32(0.9)
     center = curves.astype(np.float32) / np.float32(127)
     for place in range(-LINE_EACH_SIDE, LINE_EACH_SIDE + 1):
         c = storable(center + np.float32(place) * LINE_STEP)
-        keep_better(c, errors_at(magnitudes, trial, c), curves, least)
+        keep_better(c, errors_at(magnitudes, importance, trial, c), curves, least)
 
 
 SEARCHES = {"original": original, "v1": v1, "v2": v2, "v3": v3}
@@ -165,11 +165,11 @@ def encoder(generation):
     # Numba's cache knows of an edit in this file only by the name.
     edition = hashlib.sha256(Path(__file__).read_bytes()).hexdigest()[:16]
     name = f"{generation}_{edition}"
-    encode = Encoder(SEARCHES[generation], nearest=NEAREST_LEVEL, name=name)
+    encode = curve_encoder(SEARCHES[generation], nearest=NEAREST_LEVEL, name=name)
 
     def quantize(weights):
         packed = np.empty(weights.size // 32 * 19, np.uint8)
-        encode(weights, NO_HINTS, NO_PARAMETERS, EPS_SCALE, packed, num_threads=1)
+        encode(weights, None, NO_HINTS, NO_PARAMETERS, EPS_SCALE, packed, num_threads=1)
         return packed
 
     return quantize
@@ -183,7 +183,7 @@ class Generations:
     timeout = 300
 
     def setup_cache(self):
-        known = self.params[0] if Encoder is not None else [TODAY]
+        known = self.params[0] if curve_encoder is not None else [TODAY]
         quantizers = {generation: encoder(generation) for generation in known}
         results = {}
         for distribution in DISTRIBUTIONS:

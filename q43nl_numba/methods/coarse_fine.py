@@ -7,15 +7,15 @@ reference to below it.
 
 from __future__ import annotations
 
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
-from numpy.typing import NDArray
 
 from .._jit import helper
 from ..curve import NEAREST_LEVEL, aim, judge, keep_better, new_trial
-from ..encode import Encoder
+from ..encode_curve import curve_encoder
 from ..layout import LARGEST_CURVE
+from ..tile import Doubles, Floats, Integers
 from .method import Method
 
 _EACH_SIDE: Final = 8
@@ -25,11 +25,12 @@ _FINE_STEP: Final = 2.0
 
 @helper
 def search(
-    magnitudes: NDArray[np.float32],
-    scales: NDArray[np.float32],
-    hints: NDArray[np.float32],
-    parameters: NDArray[np.float64],
-    curves: NDArray[np.int32],
+    magnitudes: Floats,
+    importance: Any,
+    scales: Floats,
+    hints: Floats,
+    parameters: Doubles,
+    curves: Integers,
 ) -> None:
     """Best of the coarse candidates, then best of the fine ones around it."""
     lanes = curves.size
@@ -39,7 +40,7 @@ def search(
     for pass_step in (_COARSE_STEP, _FINE_STEP):
         for place in range(-_EACH_SIDE, _EACH_SIDE + 1):
             aim(trial, center, int(np.rint(place * pass_step)))
-            judge(magnitudes, trial)
+            judge(magnitudes, importance, trial)
             keep_better(trial, curves, least)
         for lane in range(lanes):
             center[lane] = curves[lane]
@@ -47,5 +48,5 @@ def search(
 
 COARSE_FINE = Method(
     name="coarse_fine",
-    encode=Encoder(search, nearest=NEAREST_LEVEL, name="coarse_fine"),
+    encode=curve_encoder(search, nearest=NEAREST_LEVEL, name="coarse_fine"),
 )

@@ -40,27 +40,22 @@ from __future__ import annotations
 from typing import Any, Final
 
 import numpy as np
-from numpy.typing import NDArray
 
 from .._jit import helper
-from ..curve import LANES, STEPS
+from ..curve import STEPS
 from ..encode_free import (
     HALF_NORMAL,
     HALF_SIGN,
     OUTERMOST,
     SMALLEST_CURVE,
-    FreeEncoder,
     decoded_level,
+    free_encoder,
 )
 from ..layout import GROUP_SIZE, LARGEST_CURVE, MAX_SCALE, float_of_half, half_not_below
+from ..tile import LANES, Doubles, Floats, Halves, Integers
 from .method import Method
-from .optimal import CODES, parameters
+from .optimal import CODES, PARAMETERS, parameters
 from .optimal import search as search_optimal
-
-Floats = NDArray[np.float32]
-Doubles = NDArray[np.float64]
-Integers = NDArray[np.int32]
-Halves = NDArray[np.uint32]
 
 FIRST_EFFORT: Final = 6
 """Effort of the `optimal` search that gives the first error to beat."""
@@ -346,7 +341,7 @@ def decoded_error(
 
 EXACT = Method(
     name="exact",
-    encode=FreeEncoder(search, name="exact"),
+    encode=free_encoder(search, name="exact", parameters=PARAMETERS),
     options=(CODES,),
     parameters=lambda codes: parameters(codes, FIRST_EFFORT),
     free=True,

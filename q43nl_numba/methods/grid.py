@@ -7,6 +7,8 @@ parabola in c: with x = code / 7 and b = x^2 - x it is::
     sum (v - x - c b)^2 = A - 2 c B + c^2 C,
     A = sum (v - x)^2,  B = sum (v - x) b,  C = sum b^2
 
+(each term times the weight's importance, where there is one).
+
 So each change is entered, as what it does to A, B and C, at the first candidate beyond it, and one
 running sum over the candidates yields all their errors. A magnitude changes its code at most three
 times between c = -1 and c = 1, since 7 (sqrt(v) - 1 + sqrt(1 - v)) <= 2.9. Sums are in double
@@ -16,15 +18,15 @@ precision, so that they rank the candidates as evaluating each would.
 from __future__ import annotations
 
 import functools
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
-from numpy.typing import NDArray
 
 from .._jit import helper
-from ..curve import LANES_STEP, ROUND_ROOT
-from ..encode import Encoder
+from ..curve import ROUND_ROOT
+from ..encode_curve import curve_encoder
 from ..layout import GROUP_SIZE, LARGEST_CURVE
+from ..tile import LANES_STEP, Doubles, Floats, Integers, weighted
 from .method import Method, Option, integer_from
 
 CURVES: Final = 2 * LARGEST_CURVE + 1
@@ -34,8 +36,6 @@ _MOMENTS: Final = 3
 
 SLICE: Final = LANES_STEP
 """Lanes worked on at once: their sums over all curves stay in the L2 cache."""
-
-Doubles = NDArray[np.float64]
 
 
 def _change_tables() -> tuple[Doubles, Doubles]:
@@ -68,22 +68,23 @@ def grid_handicaps(grid_size: int) -> Doubles:
 
 @helper
 def search(
-    magnitudes: NDArray[np.float32],
-    scales: NDArray[np.float32],
-    hints: NDArray[np.float32],
+    magnitudes: Floats,
+    importance: Any,
+    scales: Floats,
+    hints: Floats,
     handicaps: Doubles,
-    curves: NDArray[np.int32],
+    curves: Integers,
 ) -> None:
     """Curve of the least squared error; of equals, the first."""
     for start in range(0, curves.size, SLICE):
         # One more row than curves takes the changes that lie beyond c = 1.
         moments = np.zeros((CURVES + 1, _MOMENTS, SLICE), np.float64)
-        enter_changes(magnitudes, start, moments)
+        enter_changes(magnitudes, importance, start, moments)
         choose(moments, handicaps, curves[start : start + SLICE])
 
 
 @helper
-def enter_changes(magnitudes: NDArray[np.float32], start: int, moments: Doubles) -> None:
+def enter_changes(magnitudes: Floats, importance: Any, start: int, moments: Doubles) -> None:
     """Enter the codes at c = -1, and each later change at the first curve beyond it."""
     rows = np.empty((_MOST_CHANGES, SLICE), np.int32)
     codes = np.empty(SLICE, np.int32)
@@ -105,19 +106,22 @@ def enter_changes(magnitudes: NDArray[np.float32], start: int, moments: Doubles)
             code = codes[lane]
             x = code / 7.0
             b = x * x - x
-            moments[0, 0, lane] += (v - x) * (v - x)
-            moments[0, 1, lane] += (v - x) * b
-            moments[0, 2, lane] += b * b
+            at = start + lane
+            moments[0, 0, lane] += weighted((v - x) * (v - x), importance, i, at)
+            moments[0, 1, lane] += weighted((v - x) * b, importance, i, at)
+            moments[0, 2, lane] += weighted(b * b, importance, i, at)
             for change in range(_MOST_CHANGES):
                 row = rows[change, lane]
                 k = min(code + change, 7)
-                moments[row, 0, lane] += _CONSTANT[0, k] + _SLOPE[0, k] * v
-                moments[row, 1, lane] += _CONSTANT[1, k] + _SLOPE[1, k] * v
-                moments[row, 2, lane] += _CONSTANT[2, k]
+                a_step = _CONSTANT[0, k] + _SLOPE[0, k] * v
+                b_step = _CONSTANT[1, k] + _SLOPE[1, k] * v
+                moments[row, 0, lane] += weighted(a_step, importance, i, at)
+                moments[row, 1, lane] += weighted(b_step, importance, i, at)
+                moments[row, 2, lane] += weighted(_CONSTANT[2, k], importance, i, at)
 
 
 @helper
-def choose(moments: Doubles, handicaps: Doubles, curves: NDArray[np.int32]) -> None:
+def choose(moments: Doubles, handicaps: Doubles, curves: Integers) -> None:
     """Sum up over the curves, keeping the first with the least error."""
     a = np.zeros(SLICE, np.float64)
     b = np.zeros(SLICE, np.float64)
@@ -142,7 +146,7 @@ def choose(moments: Doubles, handicaps: Doubles, curves: NDArray[np.int32]) -> N
 
 GRID = Method(
     name="grid",
-    encode=Encoder(search, nearest=ROUND_ROOT, name="grid"),
+    encode=curve_encoder(search, nearest=ROUND_ROOT, name="grid"),
     options=(Option("grid_size", CURVES, integer_from(2)),),
     parameters=grid_handicaps,
 )

@@ -13,7 +13,6 @@ from numpy.typing import NDArray
 
 from .._arrays import checked_integer
 from ..encode import Encoder
-from ..encode_free import FreeEncoder
 
 
 def _as_given(*values: float) -> NDArray[np.float64]:
@@ -35,14 +34,14 @@ class Method:
     """A search for the curve of each group (`free`: for its scale and codes as well)."""
 
     name: str
-    encode: Encoder | FreeEncoder
+    encode: Encoder
     options: tuple[Option, ...] = ()
     parameters: Callable[..., Any] = field(default=_as_given)
     """Turns the options' values into the parameters of the search."""
     hints: Callable[[NDArray[np.float32]], NDArray[np.float32]] | None = None
     """Turns groups, float32[n, 32], into what the search is told of them, float32[k, n]."""
     free: bool = False
-    """Whether the search chooses the scale too: its encoder is a `FreeEncoder`."""
+    """Whether the search chooses the scale too (`encode_free`)."""
     eps_scale: float = 1e-6
     """Default of the scale up to which groups are stored as zeros."""
 

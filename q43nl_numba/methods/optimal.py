@@ -36,25 +36,21 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from .._jit import fma, helper
-from ..curve import LANES, STEPS
+from .._jit import fma, helper, types
+from ..curve import STEPS
 from ..encode_free import (
     HALF_SIGN,
     LARGEST_HALF,
     OUTERMOST,
     SMALLEST_CURVE,
-    FreeEncoder,
+    free_encoder,
     judge,
 )
 from ..layout import GROUP_SIZE, LARGEST_CURVE, MAX_SCALE, float_of_half, half_not_below
+from ..tile import LANES, Doubles, Floats, Halves, Integers
 from .grid import CURVES, grid_handicaps
 from .grid import search as search_grid
 from .method import Method, Option, integer_between, one_of
-
-Floats = NDArray[np.float32]
-Doubles = NDArray[np.float64]
-Integers = NDArray[np.int32]
-Halves = NDArray[np.uint32]
 
 FULL: Final = "full"
 CODES: Final = Option("codes", FULL, one_of(FULL, "symmetric"))
@@ -201,7 +197,7 @@ def try_grid(
         for lane in range(LANES):
             scale = scales[lane]
             magnitudes[i, lane] = abs(weights[i, lane]) / scale if scale > 0 else _ZERO
-    search_grid(magnitudes, scales, magnitudes, all_curves, tried_curves)
+    search_grid(magnitudes, importance, scales, magnitudes, all_curves, tried_curves)
     judge(weights, importance, full, tried_halves, tried_curves, halves, curves, errors)
 
 
@@ -531,9 +527,22 @@ def parameters(codes: str, effort: int) -> tuple[Any, ...]:
     )
 
 
+PARAMETERS: Final = types.Tuple(  # type: ignore[no-untyped-call]
+    (
+        types.boolean,
+        types.int32[:, ::1],
+        types.float32[:, ::1],
+        types.int64,
+        types.int64,
+        types.int64,
+        types.float64[::1],
+    )
+)
+"""What `parameters` returns, as the kernels see it."""
+
 OPTIMAL = Method(
     name="optimal",
-    encode=FreeEncoder(search, name="optimal"),
+    encode=free_encoder(search, name="optimal", parameters=PARAMETERS),
     options=(CODES, Option("effort", 5, integer_between(min(EFFORTS), max(EFFORTS)))),
     parameters=parameters,
     free=True,

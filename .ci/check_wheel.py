@@ -1,4 +1,4 @@
-"""Check that a wheel holds every source of the package, the type marker, and nothing else."""
+"""Check that a wheel holds every source and data file of the package, and nothing else."""
 
 import sys
 import zipfile
@@ -8,7 +8,7 @@ from pathlib import Path
 def main(wheel: str) -> int:
     top = Path(__file__).parent.parent
     wanted = {p.relative_to(top).as_posix() for p in (top / "q43nl_numba").rglob("*.py")}
-    wanted.add("q43nl_numba/py.typed")
+    wanted |= {"q43nl_numba/py.typed", "q43nl_numba/methods/predictor/network.json"}
     with zipfile.ZipFile(wheel) as archive:
         found = {name for name in archive.namelist() if ".dist-info/" not in name}
     for name in sorted(wanted ^ found):

@@ -62,11 +62,12 @@ def q43nl(
         with all codes: 85556 on one side of zero in each group). Quantized is its
         value in float32. float32 C-contiguous input is not copied; other input is converted a few
         MiB at a time.
-    method : {"gradient", "coarse_fine", "grid", "optimal", "exact"}
+    method : {"gradient", "coarse_fine", "grid", "hybrid", "predictor", "optimal", "exact"}
         How each group's curve is searched: by informed starts and Adam, by two passes of 17
-        candidates, or among all 255 curves (the reference). These three take the group's largest
-        magnitude for the scale. "optimal" searches scale, curve and codes together, "exact" finds
-        the least error that the format allows.
+        candidates, among all 255 curves (the reference), by nine candidates and descents from the
+        best three, or near a small neural network's three estimates (the fastest). These five take
+        the group's largest magnitude for the scale. "optimal" searches scale, curve and codes
+        together, "exact" finds the least error that the format allows.
     grid_size : int
         For "grid": evenly spaced values of c from -1 to 1, at least 2; each is tried at the
         storable curve next to it.

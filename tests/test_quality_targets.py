@@ -61,13 +61,36 @@ def test_gradient_gains_from_iterations():
     assert ratios == sorted(ratios, reverse=True)
 
 
+def test_hybrid_on_normal_data():
+    assert mse_ratio("normal", 65536, method="hybrid") <= 1.0010
+
+
+@pytest.mark.parametrize("name", samples.GOLDEN_SETS)
+def test_hybrid_is_at_least_as_good_as_the_best_gradient(name):
+    weights = samples.golden()[name]["input"]
+    gradient = oracle.mse(weights, q43nl(weights, **samples.GOLDEN_METHODS["gradient_20_01"]))
+    assert oracle.mse(weights, q43nl(weights, "hybrid")) <= gradient * (1 + 1e-9)
+
+
+@pytest.mark.parametrize("name", ["normal", "laplace", "uniform", "student_t3", "lognormal"])
+def test_predictor(name):
+    assert mse_ratio(name, 16384, method="predictor") <= 1.02
+
+
+@pytest.mark.parametrize("name", ["normal", "normal_llm", "laplace", "real_weights"])
+def test_predictor_on_golden_sets(name):
+    weights = samples.golden()[name]["input"]
+    reference = oracle.mse(weights, q43nl(weights, "grid"))
+    assert oracle.mse(weights, q43nl(weights, "predictor")) <= 1.02 * reference
+
+
 @pytest.mark.parametrize("method", METHODS)
 def test_no_method_is_far_from_grid(method):
     """Whatever the method, its defaults stay within the loosest promise on normal data."""
     assert mse_ratio("normal", 65536, method=method) <= max(PROMISED.values())
 
 
-@pytest.mark.parametrize("method", ["grid", "coarse_fine", "gradient"])
+@pytest.mark.parametrize("method", ["grid", "coarse_fine", "gradient", "hybrid", "predictor"])
 @pytest.mark.parametrize("name", ["normal", "bimodal", "student_t3"])
 def test_classic_methods_cannot_beat_the_optimum(name, method):
     """With the scale fixed and codes -7..7, all curves and the nearest levels are the floor."""

@@ -20,6 +20,8 @@ VARIANTS = {
     "gradient-5/0.3": ("gradient", {"gd_iterations": 5, "gd_lr": 0.3}),
     "gradient-10/0.1": ("gradient", {"gd_iterations": 10, "gd_lr": 0.1}),
     "gradient-20/0.1": ("gradient", {"gd_iterations": 20, "gd_lr": 0.1}),
+    "hybrid": ("hybrid", {}),
+    "predictor": ("predictor", {}),
     "optimal-1": ("optimal", {"effort": 1}),
     "optimal-5": ("optimal", {"effort": 5}),
     "optimal-9": ("optimal", {"effort": 9}),

@@ -1,0 +1,87 @@
+"""Nine coarse curves, descents from the best three, the best of all met.
+
+The nine are evenly spaced, about 32 curves apart; the descents' starts are what the coarse trials
+lead to (`Trial.refined`), at least `GAP` curves from each other.
+
+An iteration of a descent judges one more curve on the way out from the start, on either side in
+turn, and takes the Newton step from there: slope over bend of that curve's own parabola, which ends
+at the bottom of the notch. Fixed ways out reach every notch near a start, where a descent that
+follows the slope stays in the first. Measured on normal weights: Adam with central differences, as
+`gradient` has it, has more error after 18 iterations (36 trials) and a line search of nine than 30
+Newton steps and four more tries around the best, which take 0.75 of its time. Adam on the trials'
+own slopes, one trial an iteration, ends above `gradient` on most data.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+import numpy as np
+
+from .._jit import helper
+from ..curve import NEAREST_LEVEL, aim, judge, keep_better, new_trial
+from ..encode_curve import curve_encoder
+from ..layout import LARGEST_CURVE
+from ..tile import Doubles, Floats, Integers
+from .descent import copy, take_best_start
+from .method import Method
+
+_COARSE: Final = 9
+_DESCENTS: Final = 3
+_ITERATIONS: Final = 10
+"""Of each descent."""
+_STRIDE: Final = 4
+_LAST: Final = 4
+_LAST_STRIDE: Final = 2
+
+
+@helper
+def search(
+    magnitudes: Floats,
+    importance: Any,
+    scales: Floats,
+    hints: Floats,
+    parameters: Doubles,
+    curves: Integers,
+) -> None:
+    """Best curve met on the way."""
+    lanes = curves.size
+    trial = new_trial(lanes)
+    least = np.full(lanes, np.inf, np.float32)
+    starts = np.empty((_COARSE, lanes), np.int32)
+    errors = np.empty((_COARSE, lanes), np.float32)
+    center = np.zeros(lanes, np.int32)
+    descended = _COARSE + _DESCENTS * _ITERATIONS
+    # All steps take turns in one loop, because each place that judges would be compiled apart.
+    for step in range(descended + _LAST):
+        if step < _COARSE:
+            spacing = 2 * LARGEST_CURVE / (_COARSE - 1)
+            aim(trial, center, int(np.rint(step * spacing)) - LARGEST_CURVE)
+        elif step < descended:
+            done = (step - _COARSE) % _ITERATIONS
+            if done == 0:
+                take_best_start(starts, errors, center)
+            aim(trial, center, way_out(done) * _STRIDE)
+        else:
+            done = step - descended
+            if done == 0:
+                copy(curves, center)
+            aim(trial, center, way_out(done) * _LAST_STRIDE)
+        judge(magnitudes, importance, trial)
+        keep_better(trial, curves, least)
+        if step < _COARSE:
+            copy(trial.refined, starts[step])
+            copy(trial.refined_errors, errors[step])
+
+
+@helper
+def way_out(done: int) -> int:
+    """1, -1, 2, -2, ... for 0, 1, 2, 3, ..."""
+    distance = done // 2 + 1
+    return -distance if done % 2 else distance
+
+
+HYBRID = Method(
+    name="hybrid",
+    encode=curve_encoder(search, nearest=NEAREST_LEVEL, name="hybrid"),
+)

@@ -408,3 +408,15 @@ def test_quality_does_not_hide_nan():
         except ValueError:
             continue
         assert np.isnan([record.mse, record.snr_db, record.max_abs_error]).all()
+
+
+@pytest.mark.parametrize("method", [name for name in METHODS if name != "exact"])
+@pytest.mark.parametrize("threads", [1, 2])
+def test_what_is_not_finite_is_found_in_every_portion(method, threads):
+    """Wherever large tensors are cut; what else the call writes is thrown away."""
+    tensor = np.ones(1 << 18, np.float32)
+    for place in (0, 131_071, 131_072, tensor.size - 1):
+        tensor[place] = np.nan
+        with pytest.raises(ValueError, match=f"tensor must be finite.*flat index {place}"):
+            q43nl(tensor, method, num_threads=threads)
+        tensor[place] = 1

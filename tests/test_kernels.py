@@ -100,6 +100,36 @@ def test_fork_after_a_parallel_launch():
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="the system has no fork")
+def test_fork_after_portions_ran_on_threads():
+    """Large tensors of `gradient` are taken in portions by threads that the package keeps."""
+    script = """
+    import os, warnings
+    warnings.simplefilter("ignore", DeprecationWarning)  # of forking with threads
+    large = np.random.default_rng(5).standard_normal(1 << 19, dtype=np.float32)
+    before = q43nl(large, num_threads=2).tobytes()
+    child = os.fork()
+    if child == 0:
+        os._exit(0 if q43nl(large, num_threads=2).tobytes() == before else 1)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    assert q43nl(large, num_threads=1).tobytes() == before
+    """
+    run(script)
+
+
+def test_portions_of_several_calls_at_once():
+    large = np.random.default_rng(6).standard_normal(1 << 19, dtype=np.float32)
+    expected = q43nl(large, num_threads=1)
+    found = []
+    calls = [threading.Thread(target=lambda: found.append(q43nl(large))) for _ in range(4)]
+    for call in calls:
+        call.start()
+    for call in calls:
+        call.join()
+    assert len(found) == 4
+    assert all(np.array_equal(packed, expected) for packed in found)
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="the system has no fork")
 def test_fork_before_any_launch():
     """A parent that has computed nothing leaves its children the thread pool."""
     script = """

@@ -55,10 +55,15 @@ def pieces(array: Array, dtype: DTypeLike = np.float32, size: int = PIECE) -> It
         yield from _gathered(array, dtype, size)
         return
     flat = array.reshape(-1)
-    in_place = array.dtype == dtype and array.flags.aligned
+    in_place = is_in_place(array, dtype)
     for start in range(0, flat.size, size):
         part = flat[start : start + size]
         yield part if in_place else part.astype(dtype)
+
+
+def is_in_place(array: Array, dtype: DTypeLike = np.float32) -> bool:
+    """Whether a flat view of the array is all that a kernel wants."""
+    return array.flags.c_contiguous and array.flags.aligned and array.dtype == np.dtype(dtype)
 
 
 def _gathered(array: Array, dtype: np.dtype[Any], size: int) -> Iterator[Array]:
@@ -181,13 +186,15 @@ def check_importance(importance: Any, tensor: Array) -> Array | None:
     return weighting
 
 
-def importance_pieces(importance: Array | None, tensor: Array) -> Iterator[Array | None]:
+def importance_pieces(
+    importance: Array | None, tensor: Array, size: int = PIECE
+) -> Iterator[Array | None]:
     """The importance of each of the tensor's `pieces`; None where there is none."""
-    for start in range(0, tensor.size, PIECE):
-        size = min(PIECE, tensor.size - start)
+    for start in range(0, tensor.size, size):
+        count = min(size, tensor.size - start)
         if importance is None:
             yield None
         elif importance.shape == tensor.shape:
-            yield importance.reshape(-1)[start : start + size]
+            yield importance.reshape(-1)[start : start + count]
         else:
-            yield np.resize(np.roll(importance, -(start % importance.size)), size)
+            yield np.resize(np.roll(importance, -(start % importance.size)), count)

@@ -9,12 +9,14 @@ from numpy.typing import NDArray
 
 from . import methods
 from ._arrays import (
+    PIECE,
     check_eps_scale,
     check_importance,
     check_num_threads,
     check_out,
     check_whole_groups,
     importance_pieces,
+    is_in_place,
     number_array,
     pieces,
 )
@@ -161,10 +163,13 @@ def encode_pieces(
 ) -> None:
     """Encode an array piece by piece; an error if a piece holds what no scale can express."""
     at = 0
+    # What needs no room of its own needs no pieces, at whose ends threads wait for each other.
+    whole = importance is None and is_in_place(array)
+    size = max(array.size, GROUP_SIZE) if whole else PIECE
     # What overflows float32 becomes infinite, and is then rejected.
     with np.errstate(over="ignore"):
         for weights, weighting in zip(
-            pieces(array), importance_pieces(importance, array), strict=False
+            pieces(array, size=size), importance_pieces(importance, array, size), strict=False
         ):
             groups = weights.size // GROUP_SIZE
             part = packed[at : at + groups * GROUP_BYTES]

@@ -49,6 +49,16 @@ def hints(groups: Floats) -> Floats:
     return np.stack([fourth / (second * second), *quartiles]).astype(np.float32, copy=False)
 
 
+def _keep_freed_memory() -> None:
+    """Have the C library reuse freed memory instead of handing it back to the system.
+
+    New pages for every temporary would take longer than the statistics. glibc keeps blocks up to
+    the size of the largest one that was ever freed (32 MiB at most; see mallopt(3),
+    M_MMAP_THRESHOLD): so one is asked for, never touched, and freed.
+    """
+    np.empty(1 << 24, np.uint8)
+
+
 @functools.cache
 def _statistics() -> tuple[Callable[..., Any], Callable[..., Any]]:
     """SciPy's functions, imported when they are needed: that costs more than all the rest.
@@ -57,6 +67,8 @@ def _statistics() -> tuple[Callable[..., Any], Callable[..., Any]]:
     millisecond a call.
     """
     from scipy import stats
+
+    _keep_freed_memory()
 
     return inspect.unwrap(stats.moment), stats.scoreatpercentile
 

@@ -3,7 +3,7 @@
 import q43nl_numba
 
 from .common import draw, normal
-from .quality import number
+from .quality import finite
 
 EFFORTS = list(range(1, 10))
 CHOSEN = ["normal", "laplace", "student-t", "uniform", "sparse"]
@@ -33,7 +33,7 @@ class Closeness:
             optimum = mse(weights, "exact")
             for effort in EFFORTS:
                 found = mse(weights, "optimal", effort=effort)
-                ratios[effort, distribution] = number(found / optimum)
+                ratios[effort, distribution] = finite(found / optimum)
         return ratios
 
     def setup(self, ratios, effort, distribution):

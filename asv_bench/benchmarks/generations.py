@@ -20,7 +20,7 @@ import numpy as np
 import q43nl_numba
 
 from .common import DISTRIBUTIONS, draw
-from .quality import number
+from .quality import finite
 
 try:
     from q43nl_numba._jit import helper
@@ -199,12 +199,12 @@ class Generations:
             raise NotImplementedError("this commit has no encoder to put a search into")
 
     def track_mse_ratio(self, results, generation, distribution):
-        return number(results[generation, distribution][0])
+        return finite(results[generation, distribution][0])
 
     track_mse_ratio.unit = "MSE / MSE of grid"
 
     def track_time(self, results, generation, distribution):
-        return number(results[generation, distribution][1])
+        return finite(results[generation, distribution][1])
 
     track_time.unit = "seconds"
 

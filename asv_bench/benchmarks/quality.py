@@ -33,19 +33,19 @@ class Quality:
     def track_mse_ratio(self, results, variant, distribution):
         """MSE over the MSE of `grid` at the same commit."""
         found, reference = results[variant, distribution], results["grid", distribution]
-        return number(found["mse"] / reference["mse"])
+        return finite(found["mse"] / reference["mse"])
 
     track_mse_ratio.unit = "MSE / MSE of grid"
 
     def track_relative_mse(self, results, variant, distribution):
         """MSE over the weights' own mean square, which moves when `grid` does, too."""
         found = results[variant, distribution]
-        return number(found["mse"] / found["energy"])
+        return finite(found["mse"] / found["energy"])
 
     track_relative_mse.unit = "MSE / mean square"
 
     def track_bits_per_weight(self, results, variant, distribution):
-        return number(results[variant, distribution]["bits"])
+        return finite(results[variant, distribution]["bits"])
 
     track_bits_per_weight.unit = "bits"
     track_bits_per_weight.params = (list(VARIANTS), ["normal"])
@@ -95,7 +95,7 @@ def measure(variant, weights):
     }
 
 
-def number(value):
+def finite(value):
     """The value, or an error: a NaN would only leave a silent gap in the history."""
     value = float(value)
     if not math.isfinite(value):

@@ -16,24 +16,17 @@ import numpy as np
 from performance import PEERS, ROW, Row, facts, measure, package_contender, peer_contenders
 
 from q43nl_numba._jit import thread_count
-from q43nl_numba.compare import VARIANTS, Variant
+from q43nl_numba.compare import ALL_VARIANTS
 from q43nl_numba.distributions import draw
 
 DEFAULT_SIZE = 4_194_304
 DEFAULT_REPEAT = 3
-EFFORTS = range(1, 10)
 MOST_BITS = 5  # of what is drawn: more bits are another class, and in the table
-
-
-def variants() -> list[Variant]:
-    """Every variant of the package, with every effort."""
-    others = [variant for variant in VARIANTS if variant.method != "optimal"]
-    return others + [Variant("optimal", {"effort": effort}) for effort in EFFORTS]
 
 
 def measured(size: int, repeat: int, threads: int) -> dict[str, list[Row]]:
     """A row for every point, by whose it is."""
-    chosen = variants()
+    chosen = ALL_VARIANTS
     ours = [package_contender(variant) for variant in chosen]
     peers = {package: peer_contenders(package) for package in PEERS}
     weights = draw("normal", size, seed=0).reshape(-1, ROW)

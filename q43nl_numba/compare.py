@@ -25,8 +25,10 @@ from numpy.typing import ArrayLike, NDArray
 from q43nl_numba import GROUP_SIZE, METHODS, __version__, q43nl, quality
 from q43nl_numba._jit import thread_count
 from q43nl_numba.distributions import DISTRIBUTIONS, draw
+from q43nl_numba.methods.optimal import EFFORTS
 
 __all__ = [
+    "ALL_VARIANTS",
     "VARIANTS",
     "Row",
     "Sample",
@@ -96,6 +98,16 @@ SETTINGS: Mapping[str, Sequence[Mapping[str, Any]]] = {
 #: What is compared, in the table's order.
 VARIANTS: tuple[Variant, ...] = tuple(
     Variant(method, settings) for method in METHODS for settings in SETTINGS.get(method, ({},))
+)
+
+#: What is compared when it is asked for: also the efforts between those of the table.
+ALL_VARIANTS: tuple[Variant, ...] = tuple(
+    sorted(
+        {
+            v.label: v for v in (*VARIANTS, *(Variant("optimal", {"effort": n}) for n in EFFORTS))
+        }.values(),
+        key=lambda v: (METHODS.index(v.method), v.parameters.get("effort", 0)),
+    )
 )
 
 #: The method whose error and speed the others are measured against.
@@ -295,6 +307,8 @@ def _mse_ratio(mse: float, reference: float) -> float:
 def select_variants(names: Sequence[str] | None) -> tuple[Variant, ...]:
     """Look up variants by method (all its settings) or by label (one of them).
 
+    None stands for `VARIANTS`.
+
     Examples
     --------
     >>> [variant.label for variant in select_variants(["gradient-5/0.3", "grid"])]
@@ -304,11 +318,11 @@ def select_variants(names: Sequence[str] | None) -> tuple[Variant, ...]:
         return VARIANTS
     for name in names:
         _check_variant_name(name)
-    return tuple(v for v in VARIANTS if v.method in names or v.label in names)
+    return tuple(v for v in ALL_VARIANTS if v.method in names or v.label in names)
 
 
 def _check_variant_name(name: str) -> str:
-    known = (*METHODS, *(v.label for v in VARIANTS if v.label not in METHODS))
+    known = (*METHODS, *(v.label for v in ALL_VARIANTS if v.label not in METHODS))
     if name not in known:
         raise ValueError(f"unknown method {name!r}; expected one of {', '.join(known)}")
     return name
@@ -568,7 +582,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=_variant_name,
         metavar="METHOD",
         help="methods, or single settings of them: "
-        f"{', '.join(v.label for v in VARIANTS)} (default: all)",
+        f"{', '.join(v.label for v in VARIANTS)} (default: these); "
+        "every effort of optimal has such a name, too",
     )
     parser.add_argument(
         "--num-threads", type=_at_least(1), metavar="N", help="threads (default: numba's)"

@@ -13,7 +13,15 @@ import pytest
 
 from q43nl_numba import METHODS, dequantize, q43nl
 from q43nl_numba import compare as comparison
-from q43nl_numba.compare import VARIANTS, Sample, Variant, compare, read_sample, select_variants
+from q43nl_numba.compare import (
+    ALL_VARIANTS,
+    VARIANTS,
+    Sample,
+    Variant,
+    compare,
+    read_sample,
+    select_variants,
+)
 from q43nl_numba.distributions import DISTRIBUTIONS, draw
 
 GRID = Variant("grid")
@@ -94,6 +102,12 @@ class TestVariants:
         assert len(select_variants(["gradient"])) == 3
         picked = select_variants(["gradient-10/0.1", "grid"])
         assert [variant.label for variant in picked] == ["grid", "gradient-10/0.1"]
+
+    def test_every_effort_can_be_asked_for(self) -> None:
+        efforts = [variant.label for variant in select_variants(["optimal"])]
+        assert efforts == [f"optimal-{effort}" for effort in range(1, 10)]
+        assert [variant.label for variant in select_variants(["optimal-3"])] == ["optimal-3"]
+        assert all(variant in ALL_VARIANTS for variant in VARIANTS)
 
     def test_unknown_name(self) -> None:
         with pytest.raises(ValueError, match="unknown method 'grit'; expected one of grid"):

@@ -11,7 +11,7 @@ from typing import Any, Final
 
 import numpy as np
 
-from .._jit import helper
+from .._jit import inlined
 from ..curve import NEAREST_LEVEL, aim, judge, keep_better, new_trial
 from ..encode_curve import curve_encoder
 from ..layout import LARGEST_CURVE
@@ -23,7 +23,7 @@ _COARSE_STEP: Final = LARGEST_CURVE / _EACH_SIDE
 _FINE_STEP: Final = 2.0
 
 
-@helper
+@inlined
 def search(
     magnitudes: Floats,
     importance: Any,

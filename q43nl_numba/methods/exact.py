@@ -41,7 +41,7 @@ from typing import Any, Final
 
 import numpy as np
 
-from .._jit import helper
+from .._jit import helper, inlined
 from ..curve import STEPS
 from ..encode_free import (
     HALF_NORMAL,
@@ -54,11 +54,10 @@ from ..encode_free import (
 from ..layout import GROUP_SIZE, LARGEST_CURVE, MAX_SCALE, float_of_half, half_not_below
 from ..tile import LANES, Doubles, Floats, Halves, Integers
 from .method import Method
-from .optimal import CODES, PARAMETERS, parameters
-from .optimal import search as search_optimal
+from .optimal import CODES, PARAMETERS, parameters, try_starts
 
 FIRST_EFFORT: Final = 6
-"""Effort of the `optimal` search that gives the first error to beat."""
+"""Effort of the `optimal` method whose starts give the first error to beat."""
 
 BOXES: Final = 64
 """Boxes bounded at once, side by side as lanes are elsewhere."""
@@ -93,7 +92,7 @@ _MEAN_Y: Final = np.float32(0.6)
 _MEAN_B: Final = np.float32(0.17)
 
 
-@helper
+@inlined
 def search(
     weights: Floats,
     importance: Floats,
@@ -105,8 +104,12 @@ def search(
     curves: Integers,
     errors: Doubles,
 ) -> None:
-    """Improve on what `optimal` finds, group by group, until nothing can be better."""
-    search_optimal(weights, importance, shapes, peaks, full, parameters, halves, curves, errors)
+    """Improve on what the starts of `optimal` lead to, until nothing can be better."""
+    known_halves, known_curves = halves, curves  # of groups of zeros: nothing yet
+    try_starts(
+        weights, importance, shapes, peaks, full, parameters, known_halves, known_curves,
+        halves, curves, errors,
+    )  # fmt: skip
     stack = np.empty((BOX_ROWS, STACK), np.int32)
     group = np.empty((3, GROUP_SIZE), np.float32)
     for lane in range(LANES):
@@ -121,7 +124,7 @@ def search(
             )  # fmt: skip
 
 
-@helper
+@inlined
 def branch_and_bound(
     weights: Floats,
     importance: Floats,

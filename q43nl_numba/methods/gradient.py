@@ -9,7 +9,7 @@ from typing import Any, Final
 
 import numpy as np
 
-from .._jit import helper
+from .._jit import helper, inlined
 from ..curve import NEAREST_LEVEL, curve_of_c
 from ..encode_curve import curve_encoder
 from ..layout import GROUP_SIZE
@@ -73,7 +73,7 @@ def _statistics() -> tuple[Callable[..., Any], Callable[..., Any]]:
     return inspect.unwrap(stats.moment), stats.scoreatpercentile
 
 
-@helper
+@inlined
 def search(
     magnitudes: Floats,
     importance: Any,

@@ -22,7 +22,7 @@ from typing import Any, Final
 
 import numpy as np
 
-from .._jit import helper
+from .._jit import helper, inlined
 from ..curve import ROUND_ROOT
 from ..encode_curve import curve_encoder
 from ..layout import GROUP_SIZE, LARGEST_CURVE
@@ -66,7 +66,7 @@ def grid_handicaps(grid_size: int) -> Doubles:
     return result
 
 
-@helper
+@inlined
 def search(
     magnitudes: Floats,
     importance: Any,

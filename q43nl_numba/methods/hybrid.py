@@ -18,7 +18,7 @@ from typing import Any, Final
 
 import numpy as np
 
-from .._jit import helper
+from .._jit import helper, inlined
 from ..curve import NEAREST_LEVEL, aim, judge, keep_better, new_trial
 from ..encode_curve import curve_encoder
 from ..layout import LARGEST_CURVE
@@ -35,7 +35,7 @@ _LAST: Final = 4
 _LAST_STRIDE: Final = 2
 
 
-@helper
+@inlined
 def search(
     magnitudes: Floats,
     importance: Any,

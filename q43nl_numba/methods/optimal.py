@@ -36,7 +36,7 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from .._jit import fma, helper, types
+from .._jit import fma, helper, inlined, types
 from ..curve import STEPS
 from ..encode_free import (
     HALF_SIGN,
@@ -113,7 +113,7 @@ def start_table(scale_count: int, c_count: int) -> tuple[Integers, Floats]:
     return np.array(rows, np.int32), np.array(at, np.float32)
 
 
-@helper
+@inlined
 def search(
     weights: Floats,
     importance: Floats,
@@ -126,8 +126,29 @@ def search(
     errors: Doubles,
 ) -> None:
     """Best of what the grid search stores and of the refined starts."""
-    _, bins, starts, refined, rounds, finalists, all_curves = parameters
-    try_grid(weights, importance, full, all_curves, halves, curves, errors)
+    known_halves, known_curves = grid_choice(weights, importance, parameters[-1])
+    try_starts(
+        weights, importance, shapes, peaks, full, parameters, known_halves, known_curves,
+        halves, curves, errors,
+    )  # fmt: skip
+
+
+@inlined
+def try_starts(
+    weights: Floats,
+    importance: Floats,
+    shapes: Floats,
+    peaks: Floats,
+    full: bool,
+    parameters: Any,
+    known_halves: Halves,
+    known_curves: Integers,
+    halves: Halves,
+    curves: Integers,
+    errors: Doubles,
+) -> None:
+    """Judge what is known already (scale 0: nothing), and the best that the starts lead to."""
+    _, bins, starts, refined, rounds, finalists, _ = parameters
     moved = np.empty((GROUP_SIZE, LANES), np.float32)
     for i in range(GROUP_SIZE):
         for lane in range(LANES):
@@ -140,9 +161,13 @@ def search(
     chosen = np.empty((refined, LANES), np.int32)
     for start in range(0, LANES, SLICE):
         rank_starts(shapes, importance, moved, start, full, limit, mirrors, bins, starts, chosen)
-    kept_scores = np.full((finalists, LANES), -1, np.float32)
-    kept_halves = np.zeros((finalists, LANES), np.uint32)
-    kept_curves = np.zeros((finalists, LANES), np.int32)
+    kept_scores = np.full((1 + finalists, LANES), -1, np.float32)
+    kept_halves = np.zeros((1 + finalists, LANES), np.uint32)
+    kept_curves = np.zeros((1 + finalists, LANES), np.int32)
+    for lane in range(LANES):
+        kept_scores[0, lane] = np.inf  # nothing takes this place
+        kept_halves[0, lane] = known_halves[lane]
+        kept_curves[0, lane] = known_curves[lane]
     scale = np.empty(LANES, np.float32)
     c = np.empty(LANES, np.float32)
     sign = np.empty(LANES, np.float32)
@@ -163,7 +188,7 @@ def search(
             improve(sums, limit, scale, c)
         snap(sums, peaks, sign, c, full, score, tried_halves, tried_curves)
         keep(score, tried_halves, tried_curves, kept_scores, kept_halves, kept_curves)
-    for place in range(finalists):
+    for place in range(1 + finalists):
         judge(
             weights, importance, full, kept_halves[place], kept_curves[place],
             halves, curves, errors,
@@ -171,37 +196,31 @@ def search(
 
 
 @helper
-def try_grid(
-    weights: Floats,
-    importance: Floats,
-    full: bool,
-    all_curves: Doubles,
-    halves: Halves,
-    curves: Integers,
-    errors: Doubles,
-) -> None:
-    """What `grid` would store, with the nearest of its levels."""
+def grid_choice(
+    weights: Floats, importance: Floats, all_curves: Doubles
+) -> tuple[Halves, Integers]:
+    """Scales and curves that `grid` would store; scale 0 where the peak is too large for it."""
     magnitudes = np.empty((GROUP_SIZE, LANES), np.float32)
     scales = np.zeros(LANES, np.float32)
-    tried_halves = np.empty(LANES, np.uint32)
-    tried_curves = np.zeros(LANES, np.int32)
+    halves = np.empty(LANES, np.uint32)
+    curves = np.zeros(LANES, np.int32)
     limit = np.float32(MAX_SCALE)
     for i in range(GROUP_SIZE):
         for lane in range(LANES):
             scales[lane] = max(scales[lane], abs(weights[i, lane]))
     for lane in range(LANES):
         half = half_not_below(min(scales[lane], limit))
-        tried_halves[lane] = half if scales[lane] <= limit else np.uint32(0)
-        scales[lane] = float_of_half(tried_halves[lane])
+        halves[lane] = half if scales[lane] <= limit else np.uint32(0)
+        scales[lane] = float_of_half(halves[lane])
     for i in range(GROUP_SIZE):
         for lane in range(LANES):
             scale = scales[lane]
             magnitudes[i, lane] = abs(weights[i, lane]) / scale if scale > 0 else _ZERO
-    search_grid(magnitudes, importance, scales, magnitudes, all_curves, tried_curves)
-    judge(weights, importance, full, tried_halves, tried_curves, halves, curves, errors)
+    search_grid(magnitudes, importance, scales, magnitudes, all_curves, curves)
+    return halves, curves
 
 
-@helper
+@inlined
 def rank_starts(
     shapes: Floats,
     importance: Floats,

@@ -28,7 +28,7 @@ from typing import Any, Final
 
 import numpy as np
 
-from ..._jit import helper
+from ..._jit import helper, inlined
 from ...curve import NEAREST_LEVEL, curve_of_c, judge, keep_better, new_trial
 from ...encode_curve import curve_encoder
 from ...layout import GROUP_SIZE
@@ -40,7 +40,7 @@ _ROW: Final = 8
 """Weights compared with a threshold before its count is stored again."""
 
 
-@helper
+@inlined
 def search(
     magnitudes: Floats,
     importance: Any,

@@ -20,8 +20,9 @@ from ._arrays import (
     number_array,
     pieces,
 )
-from ._jit import thread_count, workers
+from ._jit import thread_count
 from .encode_free import FARTHEST
+from .encode_hinted import encode_hinted
 from .layout import GROUP_BYTES, GROUP_SIZE, MAX_SCALE
 from .methods import Method
 from .tile import tile_count
@@ -30,7 +31,6 @@ METHODS: tuple[str, ...] = tuple(methods.TABLE)
 """Names of the methods that `q43nl` takes."""
 
 _NO_HINTS = np.zeros((0, 0), np.float32)
-_HINTED_WEIGHTS = 1 << 17
 _CHECKED_WEIGHTS = 1 << 16
 
 
@@ -174,7 +174,7 @@ def encode_pieces(
             groups = weights.size // GROUP_SIZE
             part = packed[at : at + groups * GROUP_BYTES]
             threads = thread_count(num_threads, tile_count(groups))
-            encode = _encode_plain if method.hints is None else _encode_hinted
+            encode = _encode_plain if method.hints is None else encode_hinted
             if not encode(weights, weighting, method, parameters, eps_scale, part, threads):
                 check_storable(array, reach(method, parameters))
             at += part.size
@@ -192,45 +192,6 @@ def _encode_plain(
     return method.encode(
         weights, importance, _NO_HINTS, parameters, eps_scale, packed, num_threads=threads
     )
-
-
-def _encode_hinted(
-    weights: NDArray[np.float32],
-    importance: NDArray[np.float32] | None,
-    method: Method,
-    parameters: Any,
-    eps_scale: float,
-    packed: NDArray[np.uint8],
-    threads: int,
-) -> bool:
-    """Compute hints and encode, in portions that stay in the cache.
-
-    Each thread takes a portion all the way: hints, which hold the interpreter's lock for a part of
-    their time, then hinder the kernels of other threads no more than they must.
-    """
-    assert method.hints is not None
-    compute = np.errstate(all="ignore")(method.hints)  # of weights that are rejected later
-    portions = range(0, weights.size, _HINTED_WEIGHTS)
-    inner_threads = threads if len(portions) == 1 else 1
-
-    def encode(start: int) -> bool:
-        chosen = slice(start, start + _HINTED_WEIGHTS)
-        part = weights[chosen]
-        at = start // GROUP_SIZE * GROUP_BYTES
-        return method.encode(
-            part,
-            None if importance is None else importance[chosen],
-            compute(part.reshape(-1, GROUP_SIZE)),
-            parameters,
-            eps_scale,
-            packed[at : at + part.size // GROUP_SIZE * GROUP_BYTES],
-            num_threads=inner_threads,
-        )
-
-    if threads == 1 or len(portions) == 1:
-        return all(list(map(encode, portions)))
-    method.encode.body(importance).compiled  # noqa: B018 - by one thread, not by each
-    return all(list(workers(threads).map(encode, portions)))
 
 
 def reach(method: Method, parameters: Any) -> float:

@@ -1,6 +1,7 @@
 """How kernels run: bounds, forks, threads, imports, caches. Each in a process of its own."""
 
 import os
+import platform
 import shutil
 import subprocess
 import sys
@@ -76,6 +77,14 @@ def test_no_access_is_out_of_bounds(tmp_path, digest):
     """
     checked = run(script, NUMBA_BOUNDSCHECK="1", NUMBA_CACHE_DIR=str(tmp_path))
     assert checked == digest
+
+
+@pytest.mark.skipif(platform.machine() not in ("x86_64", "AMD64"), reason="names x86 processors")
+@pytest.mark.parametrize("processor", ["generic", "haswell"])
+def test_bytes_do_not_depend_on_the_processor(tmp_path, digest, processor):
+    """Vectors of 4 lanes and no fused multiply-add, vectors of 8, and whatever this machine has."""
+    machine = {"NUMBA_CPU_NAME": processor, "NUMBA_CPU_FEATURES": ""}
+    assert run("print(digest())", NUMBA_CACHE_DIR=str(tmp_path), **machine) == digest
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="the system has no fork")
@@ -219,6 +228,15 @@ def test_import_is_light():
     """Importing the package takes neither SciPy's statistics nor an optional package."""
     heavy = ["scipy.stats", "scipy.optimize", "safetensors", "ml_dtypes", "tqdm", "matplotlib"]
     assert run(f"print([name for name in {heavy} if name in sys.modules])") == "[]"
+
+
+def test_small_tensors_do_without_scipy_stats():
+    """Which takes longer to import than all the rest, and to call than the kernel."""
+    script = """
+    few = q43nl(weights[:64])
+    print("scipy.stats" in sys.modules, np.array_equal(q43nl(weights)[: few.size], few))
+    """
+    assert run(script) == "False True"
 
 
 def test_import_compiles_nothing():

@@ -9,7 +9,8 @@ from typing import Any, Final
 
 import numpy as np
 
-from .._jit import helper, inlined
+from .._arrays import read_only
+from .._jit import Kernel, helper, inlined
 from ..curve import NEAREST_LEVEL, curve_of_c
 from ..encode_curve import curve_encoder
 from ..layout import GROUP_SIZE
@@ -20,13 +21,17 @@ from .method import Method, Option, integer_from, positive_number
 _FIXED_STARTS: Final = np.array([0.0, 0.3, -0.3, 0.6, -0.6, 0.9, -0.9], np.float32)
 _STARTS: Final = 12
 _QUARTILES: Final = (25.0, 75.0)
+_HINTS: Final = 1 + len(_QUARTILES)
+
+FEW: Final = 64
+"""Up to so many groups SciPy's calls would take more time than its statistics."""
 
 _DESCENT: Final = 3
 _LINE_TRIES: Final = 7
 
 
 def hints(groups: Floats) -> Floats:
-    """What SciPy's statistics tell of each group.
+    """What statistics tell of each group.
 
     Parameters
     ----------
@@ -37,16 +42,48 @@ def hints(groups: Floats) -> Floats:
     float32[3, n]
         Kurtosis about zero (NaN for a group of zeros); first and third quartile of the magnitudes.
     """
+    return _scipy_hints(groups) if len(groups) > FEW else _few_hints(groups)
+
+
+def _scipy_hints(groups: Floats) -> Floats:
     moment, percentile = _statistics()
-    # Side by side, the groups' moments are sums of whole rows: a third of the time. (NumPy sums up
-    # a single column in another order, so there are always two.)
-    columns = max(len(groups), 2)
-    powers = np.zeros((2, GROUP_SIZE, columns), np.float32)
-    powers[0, :, : len(groups)] = groups.T
-    np.square(powers[0], out=powers[1])
-    second, fourth = moment(powers, 2, axis=1, center=0.0)[:, : len(groups)]
+    # Side by side, the groups' moments are sums of whole rows: a third of the time.
+    squares = groups.T.copy()
+    np.square(squares, out=squares)
+    second = squares.mean(axis=0)
+    fourth = moment(squares, 2, axis=0, center=0.0)
     quartiles = percentile(np.abs(groups), _QUARTILES, axis=1, interpolation_method="lower")
     return np.stack([fourth / (second * second), *quartiles]).astype(np.float32, copy=False)
+
+
+def _few_hints(groups: Floats) -> Floats:
+    result = np.empty((_HINTS, len(groups)), np.float32)
+    _set_few(read_only(groups), result, num_threads=1)
+    return result
+
+
+def _set_hints(groups: Floats, hints: Floats) -> None:
+    """The same numbers, bit for bit: SciPy's functions take 40 microseconds for a single group."""
+    for group in range(groups.shape[0]):
+        second = fourth = np.float32(0)
+        for i in range(GROUP_SIZE):
+            square = groups[group, i] * groups[group, i]
+            second += square
+            fourth += square * square
+        second /= np.float32(GROUP_SIZE)
+        fourth /= np.float32(GROUP_SIZE)
+        hints[0, group] = fourth / (second * second)
+        for i in range(GROUP_SIZE):
+            size, rank = abs(groups[group, i]), 0
+            for j in range(GROUP_SIZE):
+                other = abs(groups[group, j])
+                rank += other < size or (other == size and j < i)
+            for row, quartile in enumerate(_QUARTILES):
+                if rank == int(quartile / 100 * (GROUP_SIZE - 1)):
+                    hints[1 + row, group] = size
+
+
+_set_few = Kernel(_set_hints)
 
 
 def _keep_freed_memory() -> None:

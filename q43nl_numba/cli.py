@@ -54,6 +54,7 @@ examples:
   q43nl-numba convert model.safetensors out.safetensors --gd-iterations 20 --gd-lr 0.1
   q43nl-numba convert model.safetensors out.safetensors --exclude '*embeddings*' --exclude lm_head.*
   q43nl-numba convert model.safetensors out.safetensors --include 'layers.*' --keep-dtype float16
+  q43nl-numba convert model.safetensors out.safetensors --method optimal --importance imatrix.st
 """
 
 _RESTORE_EXAMPLES = """\
@@ -202,6 +203,12 @@ def _declare_convert(parser: argparse.ArgumentParser) -> None:
         default="as-is",
         help="what floating tensors that are not quantized are cast to (default: as-is)",
     )
+    parser.add_argument(
+        "--importance",
+        metavar="FILE",
+        help="safetensors file of weights of the squared errors by tensor name: of the tensor's "
+        "shape, or a number for each column",
+    )
     method = parser.add_argument_group("method")
     method.add_argument(
         "--method", choices=METHODS, default="gradient", help="how (default: gradient)"
@@ -234,6 +241,7 @@ def _run_convert(args: argparse.Namespace) -> int:
         include=args.include,
         exclude=args.exclude,
         keep_dtype=args.keep_dtype,
+        importance=args.importance,
         progress=True,
         **options,
     )

@@ -194,6 +194,11 @@ def _encode_plain(
     )
 
 
+def farthest_weight(method: str, *, codes: str = "full", **options: Any) -> float:
+    """Largest magnitude that such a call can store, on one side of zero at least."""
+    return reach(methods.find_method(methods.TABLE, method), (codes == "full",))
+
+
 def reach(method: Method, parameters: Any) -> float:
     """Largest magnitude that a method can store, on one side of zero at least."""
     return FARTHEST if method.free and parameters[0] else MAX_SCALE

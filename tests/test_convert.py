@@ -527,6 +527,26 @@ def test_the_place_counts_from_the_start_of_the_tensor(
         convert(path, tmp_path / "out", "grid")
 
 
+def test_the_range_is_the_methods_own(tmp_path: Path) -> None:
+    """Code -8 reaches beyond the largest scale, on one side of zero."""
+    beyond = gauss((2, 32), np.dtype("<f4"))
+    beyond[0, 3] = 80000
+    path = write_model(tmp_path / "in.st", {"beyond": beyond})
+    convert(path, tmp_path / "out", "optimal")
+    assert abs(float(dequantize(load_file(tmp_path / "out")["beyond"])[3]) - 80000) < 100
+    for options, limit in (
+        ({"method": "grid"}, "up to 65504"),
+        ({"method": "optimal", "codes": "symmetric"}, "up to 65504"),
+    ):
+        with pytest.raises(ModelFileError, match=rf"1 of its 64 .* 80000.0 at \[0, 3\].*{limit}$"):
+            convert(path, tmp_path / "out2", **options)
+    beyond[1, 4] = math.nan
+    path = write_model(tmp_path / "in.st", {"beyond": beyond})
+    problem = r"1 of its 64 .* nan at \[1, 4\].*65504 \(85556 on one side of zero\)"
+    with pytest.raises(ModelFileError, match=problem):
+        convert(path, tmp_path / "out2", "exact")
+
+
 @pytest.mark.parametrize(
     "options",
     [{"method": "none"}, {"gd_lr": -1.0}, {"method": "grid", "grid_size": 1}, {"num_threads": 0}],

@@ -6,6 +6,8 @@ import math
 import os
 import time
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
+from itertools import repeat
 from typing import Any
 
 import numpy as np
@@ -14,14 +16,15 @@ import numpy.typing as npt
 from q43nl_numba import __version__, dequantize, q43nl
 from q43nl_numba.convert.container import Entry
 from q43nl_numba.convert.errors import ModelFileError, tensor_error
+from q43nl_numba.convert.importance import ImportanceReader
 from q43nl_numba.convert.output import check_output
 from q43nl_numba.convert.plan import Step, plan_conversion
 from q43nl_numba.convert.reading import TensorReader, read_header
 from q43nl_numba.convert.record import Original, is_converted, metadata_with_record
 from q43nl_numba.convert.report import ConvertReport, PackedTensor
 from q43nl_numba.convert.transfer import Put, transfer
-
-_LARGEST_SCALE = float(np.finfo(np.float16).max)
+from q43nl_numba.layout import MAX_SCALE
+from q43nl_numba.quantize import farthest_weight, is_too_large
 
 
 def convert(
@@ -32,6 +35,7 @@ def convert(
     include: Sequence[str] = (),
     exclude: Sequence[str] = (),
     keep_dtype: str = "as-is",
+    importance: str | os.PathLike[str] | None = None,
     progress: bool = False,
     **options: Any,
 ) -> ConvertReport:
@@ -53,6 +57,9 @@ def convert(
         patterns are packed, and never those that match one of `exclude`.
     keep_dtype : {"as-is", "float32", "float16", "bfloat16"}
         What floating tensors that are not packed are cast to.
+    importance : path, optional
+        A safetensors file of weights of the squared errors, under the names of the tensors: of
+        their shape, or a number for each input column. Other tensors count all weights the same.
     progress : bool
         Show a progress bar on stderr, if that is a terminal.
     **options
@@ -69,7 +76,8 @@ def convert(
         If a file cannot be read or written.
     ModelFileError
         If `source` is not a sound model file or is converted already, a tensor holds values that
-        cannot be quantized, a pattern matches nothing, or `destination` cannot be a file.
+        cannot be quantized, a pattern matches nothing, `importance` does not fit the model, or
+        `destination` cannot be a file.
     ValueError, TypeError
         If an argument is out of range or belongs to another method.
     ModuleNotFoundError
@@ -98,12 +106,17 @@ def convert(
     if is_converted(header):
         raise ModelFileError(f"{source}: is quantized already, restore it before converting it")
     check_output(source, destination)
+    if importance is not None:
+        check_output(os.fspath(importance), destination)
     steps = plan_conversion(header, include, exclude, keep_dtype)
     made_by = {"version": __version__, "method": method, **_recordable(options)}
+    if importance is not None:
+        made_by["importance"] = os.path.basename(importance)
     metadata = metadata_with_record(header.metadata, _originals(steps), made_by)
 
-    packer = _Packer(method, options)
-    bytes_out = transfer(header, destination, steps, metadata, packer.pack, progress=progress)
+    with _importance_reader(importance, steps) as told:
+        packer = _Packer(method, options, told)
+        bytes_out = transfer(header, destination, steps, metadata, packer.pack, progress=progress)
     return ConvertReport(
         packed=tuple(packer.done),
         kept=tuple(step for step in steps if step.reason),
@@ -136,21 +149,32 @@ def _originals(steps: Sequence[Step]) -> dict[str, Original]:
     }
 
 
+def _importance_reader(
+    path: str | os.PathLike[str] | None, steps: Sequence[Step]
+) -> AbstractContextManager[ImportanceReader | None]:
+    return nullcontext() if path is None else ImportanceReader(os.fspath(path), steps)
+
+
 class _Packer:
     """Packs one tensor after another and keeps what became of each."""
 
-    def __init__(self, method: str, options: dict[str, Any]) -> None:
+    def __init__(
+        self, method: str, options: dict[str, Any], importance: ImportanceReader | None
+    ) -> None:
         self.done: list[PackedTensor] = []
         self._method = method
         self._options = options
+        self._importance = importance
 
     def pack(self, reader: TensorReader, step: Step, put: Put) -> None:
         signal = noise = 0.0
-        for weights in reader.weights_of(step.source):
+        told = repeat(None) if self._importance is None else self._importance.pieces_of(step.source)
+        for weights, importance in zip(reader.weights_of(step.source), told, strict=False):
             try:
-                packed = q43nl(weights, self._method, **self._options)
+                packed = q43nl(weights, self._method, importance=importance, **self._options)
             except ValueError as error:
-                problem = _unquantizable(reader, step.source) or str(error)
+                farthest = farthest_weight(self._method, **self._options)
+                problem = _unquantizable(reader, step.source, farthest) or str(error)
                 raise tensor_error(reader.header.path, step.source.name, problem) from error
             put(packed, weights.nbytes)
             exact = weights.astype(np.float64)
@@ -167,14 +191,14 @@ def _energy(values: npt.NDArray[np.float64]) -> float:
     return float(np.square(values).sum())
 
 
-def _unquantizable(reader: TensorReader, entry: Entry) -> str:
+def _unquantizable(reader: TensorReader, entry: Entry, farthest: float) -> str:
     """Say which weights of a whole tensor cannot be quantized: `q43nl` saw only a piece of it."""
     first = math.nan
     first_index = count = read = 0
     for weights in reader.weights_of(entry):
         with np.errstate(over="ignore"):
-            magnitudes = np.abs(weights.astype(np.float32))
-        bad = np.flatnonzero(~(magnitudes <= _LARGEST_SCALE))
+            as_quantized = weights.astype(np.float32)
+        bad = np.flatnonzero(~np.isfinite(as_quantized) | is_too_large(as_quantized, farthest))
         if bad.size and not count:
             first_index, first = read + int(bad[0]), float(weights[bad[0]])
         count += bad.size
@@ -184,5 +208,6 @@ def _unquantizable(reader: TensorReader, entry: Entry) -> str:
     where = [int(index) for index in np.unravel_index(first_index, entry.shape)]
     return (
         f"{count} of its {entry.size} values cannot be quantized, the first is {first} "
-        f"at {where}; expected finite values up to {_LARGEST_SCALE:.0f}"
+        f"at {where}; expected finite values up to {MAX_SCALE:.0f}"
+        + (f" ({farthest:.0f} on one side of zero)" if farthest > MAX_SCALE else "")
     )

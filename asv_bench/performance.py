@@ -341,6 +341,13 @@ def generations_table() -> str:
     return markdown([heading, *lines])
 
 
+def costs_table() -> str:
+    """What a call costs whatever its size."""
+    from fixed_costs import cost_rows
+
+    return markdown(cost_rows())
+
+
 def quality_cells(row: Row, reference: Row) -> list[str]:
     if row.mse == 0:
         return [row.label, f"{row.bits_per_weight:g}", "0", "exact"]
@@ -465,11 +472,13 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     args = parse(arguments)
-    sections = {"performance": "", "generations": ""} | ({"model": ""} if args.model else {})
+    sections = dict.fromkeys(["performance", "costs", "generations"], "")
+    sections |= {"model": ""} if args.model else {}
     if args.update:  # before the minutes of measuring
         replace(args.update.read_text(encoding="utf-8"), sections)
     found = contenders()
     sections["performance"] = speed_section(found, args.size, args.repeat)
+    sections["costs"] = costs_table()
     sections["generations"] = generations_table()
     if args.model:
         sections["model"] = model_section(found, args.model)

@@ -13,13 +13,17 @@ VARIANTS = [variant for variant in compare.VARIANTS if variant.method != "exact"
 SCRIPT = Path(__file__).parents[1] / "asv_bench" / "performance.py"
 
 
-@pytest.fixture(scope="module")
-def script():
-    spec = importlib.util.spec_from_file_location("performance", SCRIPT)
+def load(path):
+    spec = importlib.util.spec_from_file_location(path.stem, path)
     module = importlib.util.module_from_spec(spec)
-    sys.modules["performance"] = module  # its dataclasses look themselves up
+    sys.modules[path.stem] = module  # its dataclasses look themselves up
     spec.loader.exec_module(module)
     return module
+
+
+@pytest.fixture(scope="module")
+def script():
+    return load(SCRIPT)
 
 
 @pytest.fixture
@@ -147,17 +151,19 @@ def test_without_sound_markers_nothing_is_replaced(script, tmp_path, spoil):
 
 def test_the_readme_has_the_markers(script):
     text = (SCRIPT.parents[1] / "README.md").read_text(encoding="utf-8")
-    sections = dict.fromkeys(("performance", "generations", "model"), "x")
+    sections = dict.fromkeys(("performance", "costs", "generations", "model"), "x")
     assert script.replace(text, sections) != text
 
 
 def test_the_whole_script(script, no_peers, tmp_path, capsys, monkeypatch):
     path = tmp_path / "README.md"
-    path.write_text(marked(script, performance="", generations=""))
+    path.write_text(marked(script, performance="", costs="", generations=""))
+    monkeypatch.setattr(script, "costs_table", lambda: "| costs |")
     monkeypatch.setattr(script, "generations_table", lambda: "| generations |")
     script.main(["--size", str(script.ROW), "--repeat", "1", "--update", str(path)])
     text = path.read_text()
     assert "4,096 normal weights" in text
+    assert "| costs |" in text
     assert "| generations |" in text
     for part in script.speed_table([], [1]).splitlines()[0].split("|")[1:4]:
         assert part in text
@@ -188,6 +194,18 @@ def test_a_commands_peak_is_its_own(script):
 def test_a_command_that_fails_is_an_error(script, tmp_path):
     with pytest.raises(script.subprocess.CalledProcessError):
         script.time_command("convert", str(tmp_path / "missing"), str(tmp_path / "out"))
+
+
+def test_fixed_costs(monkeypatch):
+    costs = load(SCRIPT.with_name("fixed_costs.py"))
+    monkeypatch.setattr(costs, "METHODS", ("grid",))
+    monkeypatch.setattr(costs, "ROUNDS", 1)
+    monkeypatch.setattr(costs, "PROCESSES", 1)
+    heading, row = costs.cost_rows()
+    assert len(heading) == len(row)
+    assert row[0] == "`grid`"
+    assert [cell.split()[1] for cell in row[1:]] == ["us", "s", "s", "s"]
+    assert all(float(cell.split()[0]) > 0 for cell in row[1:])
 
 
 @pytest.mark.parametrize("option", [["--size", "100"], ["--size", "0"], ["--repeat", "0"]])

@@ -181,6 +181,26 @@ def test_slopes_are_those_of_the_loss(rng):
         assert slopes[at] == pytest.approx(expected, rel=0.02, abs=2e-4)
 
 
+def test_report_on_real_weights(groups, tmp_path, capsys, monkeypatch):
+    real = samples.golden()["real_weights"]["input"]
+    np.save(tmp_path / "real.npy", real)
+    draw = train.given_weights(tmp_path / "real.npy")
+    np.testing.assert_array_equal(draw(None, (len(real), 32)), real)
+    monkeypatch.setattr(train, "HELD_OUT", {})
+    monkeypatch.setattr(train, "ATTEMPTS", 1)
+    train.report(network.read_network(), groups, {"real.npy": draw})
+    last = capsys.readouterr().out.splitlines()[-1].split()
+    assert last[0] == "real.npy"
+    assert 1 <= float(last[1]) < 1.02 < float(last[2])
+
+
+@pytest.mark.parametrize("array", [np.zeros(33), np.zeros(0), np.zeros(32, int)])
+def test_weights_that_are_none(array, tmp_path):
+    np.save(tmp_path / "bad.npy", array)
+    with pytest.raises(ValueError, match=r"bad\.npy.*multiple of 32"):
+        train.given_weights(tmp_path / "bad.npy")
+
+
 def test_check_says_whether_the_file_is_reproduced(monkeypatch, capsys):
     monkeypatch.setattr(train, "train", lambda groups: network.read_network())
     monkeypatch.setattr(train, "draw_groups", lambda *_: None)

@@ -23,6 +23,21 @@ class Methods:
         self.quantize(self.weights)
 
 
+class OneGroup:
+    """The fewest weights there are: what is around the kernel."""
+
+    params = tuple(VARIANTS)
+    param_names = ("variant",)
+
+    def setup(self, variant):
+        self.weights = normal(32)
+        self.quantize = quantizer(variant)
+        self.quantize(self.weights)
+
+    def time_quantize(self, variant):
+        self.quantize(self.weights)
+
+
 class Large(Methods):
     """Far beyond the caches, where a whole model's matrices are."""
 

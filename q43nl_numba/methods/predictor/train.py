@@ -1,7 +1,8 @@
 """Train the network of `predictor`: ``python -m q43nl_numba.methods.predictor.train``.
 
 Writes ``network.json`` beside this file, or with ``--check`` only compares; then prints what the
-network is worth on distributions that it was not trained on. A few minutes.
+network is worth on distributions that it was not trained on, and with ``--weights FILE`` on real
+weights. A few minutes.
 
 Training groups are drawn from synthetic distributions. Of each group all 255 curves are tried
 beforehand, so a network's loss is looked up: the mean over groups of the error at the best of its
@@ -21,6 +22,7 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
@@ -367,13 +369,27 @@ def _improved(errors: Floats, weights: Doubles, rows: NDArray[np.int64]) -> NDAr
             return rows
 
 
-def report(layers: list[NDArray[np.float32]], training: Groups) -> None:
+def given_weights(path: Path) -> Draw:
+    """Groups of a ``.npy`` file, taken evenly over all of it."""
+    array = np.load(path, mmap_mode="r")
+    if array.dtype.kind != "f" or array.size == 0 or array.size % GROUP_SIZE:
+        raise ValueError(
+            f"{path}: dtype {array.dtype}, {array.size} weights; expected floating ones, "
+            f"a positive multiple of {GROUP_SIZE}"
+        )
+    groups = array.reshape(-1, GROUP_SIZE)
+    return lambda rng, shape: groups[np.arange(shape[0]) * len(groups) // shape[0]]
+
+
+def report(
+    layers: list[NDArray[np.float32]], training: Groups, real: dict[str, Draw] | None = None
+) -> None:
     """Print errors relative to the best curve of each group, beside those of constant starts."""
     constants = {count: best_constants(training, count) for count in (ESTIMATES, 6, 9, 12)}
     heads = ["network", *(f"{count} constants" for count in constants)]
     print(f"{'error / least error':20}" + "".join(f"{head:>14}" for head in heads))
     known = {name: TRAINING[name] for name in ("normal", "laplace", "uniform")}
-    for name, draw in {**known, **HELD_OUT}.items():
+    for name, draw in {**known, **HELD_OUT, **(real or {})}.items():
         groups = draw_groups({name: draw}, SEED + 1)
         n = len(groups.errors)
         found = [excess(groups, estimated_rows(layers, groups.counts))]
@@ -387,12 +403,16 @@ def main() -> int:
     """Train, write or compare, and report."""
     parser = argparse.ArgumentParser(description="Train the network of the method predictor.")
     parser.add_argument("--check", action="store_true", help="compare with the file, do not write")
+    parser.add_argument(
+        "--weights", type=Path, metavar="FILE", help="a .npy file of real weights to report on, too"
+    )
     arguments = parser.parse_args()
+    real = {arguments.weights.name: given_weights(arguments.weights)} if arguments.weights else {}
     start = time.perf_counter()
     training = draw_groups(TRAINING, SEED)
     layers = train(training)
     print(f"trained in {time.perf_counter() - start:.0f} s")
-    report(layers, training)
+    report(layers, training, real)
     if not arguments.check:
         write_network(layers)
         return 0

@@ -16,13 +16,12 @@ from q43nl_numba import compare as comparison
 from q43nl_numba.compare import (
     ALL_VARIANTS,
     VARIANTS,
-    Sample,
     Variant,
     compare,
-    read_sample,
     select_variants,
 )
 from q43nl_numba.distributions import DISTRIBUTIONS, draw
+from q43nl_numba.sample import Sample, read_sample
 
 GRID = Variant("grid")
 COARSE_FINE = Variant("coarse_fine")

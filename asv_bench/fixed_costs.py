@@ -1,8 +1,6 @@
 """What a call costs whatever its size: one group, and the first call of a process.
 
-    python asv_bench/fixed_costs.py
-
-The README's table of them, printed; `performance.py` puts it there.
+For one of the README's tables, which `performance.py` prints.
 """
 
 from __future__ import annotations
@@ -83,9 +81,3 @@ def cost_rows() -> list[list[str]]:
             [f"`{method}`", f"{group:.0f} us", *(f"{s:.2f} s" for s in (imported, warm, cold))]
         )
     return rows
-
-
-if __name__ == "__main__":
-    from performance import facts, markdown
-
-    print(f"{facts()}:\n\n{markdown(cost_rows())}")

@@ -64,6 +64,8 @@ class Convert:
 
     def setup_cache(self):
         make_model()
+        for method in METHODS:  # so that the compiler's memory is not the conversion's
+            load_kernels(method)
 
     def setup(self, method):
         self.convert = converter().convert

@@ -1,5 +1,6 @@
 """`optimal` and `exact`: the optimum proven by other means, closeness, codes and scales."""
 
+import numba
 import numpy as np
 import oracle
 import pytest
@@ -7,6 +8,8 @@ import samples
 
 from q43nl_numba import dequantize, q43nl
 from q43nl_numba.encode_free import FARTHEST
+from q43nl_numba.methods import optimal
+from q43nl_numba.tile import LANES
 
 FREE = ("optimal", "exact")
 every_free = pytest.mark.parametrize("method", FREE)
@@ -114,6 +117,27 @@ def test_a_few_weights_among_zeros(rng, effort):
     best = oracle.mse(weights, q43nl(weights, "exact"))
     found = oracle.mse(weights, q43nl(weights, "optimal", effort=effort))
     assert found <= {3: 1.005, 9: 1.001}[effort] * best
+
+
+@numba.njit
+def keep_compiled(score, halves, curves, kept_scores, kept_halves, kept_curves):
+    optimal.keep(score, halves, curves, kept_scores, kept_halves, kept_curves)
+
+
+@pytest.mark.parametrize("places", [1, 2, 3, 9])
+def test_kept_candidates_stay_whole(rng, places):
+    """The best ones, sorted, each with its own scale and curve, whatever the compiler does."""
+    kept_scores = np.full((places, LANES), -1, np.float32)
+    kept_halves = np.zeros((places, LANES), np.uint32)
+    kept_curves = np.zeros((places, LANES), np.int32)
+    scores = rng.random((12, LANES)).astype(np.float32)
+    for row in scores:
+        halves, curves = (row * 2**15).astype(np.uint32), (row * 2**20).astype(np.int32)
+        keep_compiled(row.copy(), halves, curves, kept_scores, kept_halves, kept_curves)
+    best = np.sort(scores, axis=0)[::-1][:places]
+    np.testing.assert_array_equal(kept_scores, best)
+    np.testing.assert_array_equal(kept_halves, (best * 2**15).astype(np.uint32))
+    np.testing.assert_array_equal(kept_curves, (best * 2**20).astype(np.int32))
 
 
 def test_gain_over_grid(normal):

@@ -534,20 +534,20 @@ def keep(
     kept_curves: Integers,
 ) -> None:
     """Enter candidates into each lane's sorted list."""
+    # All is read before anything is written: with the reads in between, LLVM 20 gives other lanes'
+    # curves to some candidates where vectors have 16 lanes.
     for place in range(kept_scores.shape[0]):
         for lane in range(LANES):
-            better = score[lane] > kept_scores[place, lane]
-            old, old_half, old_curve = (
-                kept_scores[place, lane],
-                kept_halves[place, lane],
-                kept_curves[place, lane],
-            )
-            kept_scores[place, lane] = score[lane] if better else old
-            kept_halves[place, lane] = halves[lane] if better else old_half
-            kept_curves[place, lane] = curves[lane] if better else old_curve
-            score[lane] = old if better else score[lane]
-            halves[lane] = old_half if better else halves[lane]
-            curves[lane] = old_curve if better else curves[lane]
+            new, new_half, new_curve = score[lane], halves[lane], curves[lane]
+            old, old_half = kept_scores[place, lane], kept_halves[place, lane]
+            old_curve = kept_curves[place, lane]
+            better = new > old
+            kept_scores[place, lane] = new if better else old
+            kept_halves[place, lane] = new_half if better else old_half
+            kept_curves[place, lane] = new_curve if better else old_curve
+            score[lane] = old if better else new
+            halves[lane] = old_half if better else new_half
+            curves[lane] = old_curve if better else new_curve
 
 
 @functools.cache

@@ -9,8 +9,7 @@ import os
 import subprocess
 import sys
 import tempfile
-import time
-from collections.abc import Callable
+import timeit
 
 import numpy as np
 
@@ -36,19 +35,9 @@ print(imported - start, time.perf_counter() - imported)
 def one_group(method: str) -> float:
     """Seconds of a call on a single group: best mean of some rounds."""
     weights = draw("normal", GROUP_SIZE)
-
-    def calls() -> None:
-        for _ in range(CALLS):
-            q43nl(weights, method)
-
-    q43nl(weights, method)
-    return min(seconds(calls) for _ in range(ROUNDS)) / CALLS
-
-
-def seconds(call: Callable[[], object]) -> float:
-    start = time.perf_counter()
-    call()
-    return time.perf_counter() - start
+    q43nl(weights, method)  # compiles
+    calls = timeit.repeat(lambda: q43nl(weights, method), number=CALLS, repeat=ROUNDS)
+    return min(calls) / CALLS
 
 
 def first_calls(method: str) -> tuple[float, float, float]:

@@ -187,14 +187,15 @@ def check_importance(importance: Any, tensor: Array) -> Array | None:
 
 
 def importance_pieces(
-    importance: Array | None, tensor: Array, size: int = PIECE
+    importance: Array | None, shape: tuple[int, ...], size: int = PIECE
 ) -> Iterator[Array | None]:
-    """The importance of each of the tensor's `pieces`; None where there is none."""
-    for start in range(0, tensor.size, size):
-        count = min(size, tensor.size - start)
+    """The importance of each of the `pieces` of a tensor of a shape; None where there is none."""
+    weights = math.prod(shape)
+    for start in range(0, weights, size):
+        count = min(size, weights - start)
         if importance is None:
             yield None
-        elif importance.shape == tensor.shape:
+        elif importance.shape == shape:
             yield importance.reshape(-1)[start : start + count]
         else:
             yield np.resize(np.roll(importance, -(start % importance.size)), count)

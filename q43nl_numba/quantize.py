@@ -169,7 +169,7 @@ def encode_pieces(
     # What overflows float32 becomes infinite, and is then rejected.
     with np.errstate(over="ignore"):
         for weights, weighting in zip(
-            pieces(array, size=size), importance_pieces(importance, array, size), strict=False
+            pieces(array, size=size), importance_pieces(importance, array.shape, size), strict=False
         ):
             groups = weights.size // GROUP_SIZE
             part = packed[at : at + groups * GROUP_BYTES]

@@ -8,12 +8,12 @@ not name count all their weights the same.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from types import TracebackType
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from q43nl_numba._arrays import importance_pieces
 from q43nl_numba.convert.container import Entry
 from q43nl_numba.convert.dtypes import FLOATING
 from q43nl_numba.convert.errors import tensor_error
@@ -47,33 +47,21 @@ class ImportanceReader:
     def __enter__(self) -> ImportanceReader:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self._reader.__exit__(kind, error, trace)
+    def __exit__(self, *error: object) -> None:
+        self._reader.__exit__(*error)
 
     def pieces_of(self, tensor: Entry) -> Iterator[Floats | None]:
-        """Yield the importance of each piece of a tensor's weights; None where all count the same.
+        """Return the importance of each piece of a tensor's weights; None where all count the same.
 
         The pieces are those of `TensorReader.weights_of`.
         """
         entry = self._entries.get(tensor.name)
         if entry is None:
-            for _ in range(0, tensor.size, PIECE_WEIGHTS):
-                yield None
-        elif entry.shape == tensor.shape:
-            for part in self._reader.weights_of(entry):
-                yield self._checked(entry, part)
-        else:
-            columns = np.concatenate(
-                [self._checked(entry, part) for part in self._reader.weights_of(entry)]
-            )
-            for start in range(0, tensor.size, PIECE_WEIGHTS):
-                count = min(PIECE_WEIGHTS, tensor.size - start)
-                yield np.resize(np.roll(columns, -(start % columns.size)), count)
+            return importance_pieces(None, tensor.shape, PIECE_WEIGHTS)
+        parts = (self._checked(entry, part) for part in self._reader.weights_of(entry))
+        if entry.shape == tensor.shape:
+            return parts
+        return importance_pieces(np.concatenate(list(parts)), tensor.shape, PIECE_WEIGHTS)
 
     def _checked(self, entry: Entry, part: npt.NDArray[Any]) -> Floats:
         with np.errstate(over="ignore", invalid="ignore"):

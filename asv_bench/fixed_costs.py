@@ -12,9 +12,9 @@ import tempfile
 import timeit
 
 import numpy as np
+from q43nl_numba.distributions import draw
 
 from q43nl_numba import GROUP_SIZE, METHODS, q43nl
-from q43nl_numba.distributions import draw
 
 CALLS = 100
 ROUNDS = 10

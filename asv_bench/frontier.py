@@ -14,10 +14,10 @@ from pathlib import Path
 
 import numpy as np
 from performance import PEERS, ROW, Row, facts, measure, package_contender, peer_contenders
+from q43nl_numba.distributions import draw
 
 from q43nl_numba._jit import thread_count
 from q43nl_numba.compare import ALL_VARIANTS
-from q43nl_numba.distributions import draw
 
 DEFAULT_SIZE = 4_194_304
 DEFAULT_REPEAT = 3

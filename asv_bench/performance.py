@@ -29,13 +29,13 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from q43nl_numba.distributions import draw
+from q43nl_numba.sample import read_sample
 
 from q43nl_numba import dequantize, q43nl
 from q43nl_numba._jit import thread_count
 from q43nl_numba.compare import VARIANTS as ALL_VARIANTS
 from q43nl_numba.compare import Variant, machine_facts
-from q43nl_numba.distributions import draw
-from q43nl_numba.sample import read_sample
 
 #: All but the judge of the others, which would take minutes a call.
 VARIANTS = tuple(variant for variant in ALL_VARIANTS if variant.method != "exact")

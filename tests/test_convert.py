@@ -849,5 +849,5 @@ def test_a_missing_package_names_the_extra(
     with pytest.raises(ModuleNotFoundError) as caught:
         convert(model, tmp_path / "out", "grid")
     assert package in str(caught.value)
-    assert 'pip install "q43nl_numba[convert]"' in str(caught.value)
+    assert 'pip install ".[convert]"' in str(caught.value)
     assert os.listdir(tmp_path) == ["model.safetensors"]

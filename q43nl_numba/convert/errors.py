@@ -26,7 +26,7 @@ def optional_package(name: str) -> Any:
         if error.name != name:
             raise
         raise ModuleNotFoundError(
-            f"the package {name!r} is needed for model files and is not installed: "
-            'pip install "q43nl_numba[convert]"',
+            f"the package {name!r} is needed for model files and is not installed; in a clone: "
+            'pip install ".[convert]"',
             name=name,
         ) from error

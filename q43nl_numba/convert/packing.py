@@ -174,7 +174,9 @@ class _Packer:
                 packed = q43nl(weights, self._method, importance=importance, **self._options)
             except ValueError as error:
                 farthest = farthest_weight(self._method, **self._options)
-                problem = _unquantizable(reader, step.source, farthest) or str(error)
+                problem = _unquantizable(reader, step.source, farthest)
+                if not problem:  # the tensor's values are not the cause
+                    raise
                 raise tensor_error(reader.header.path, step.source.name, problem) from error
             put(packed, weights.nbytes)
             exact = weights.astype(np.float64)

@@ -5,6 +5,7 @@ This module imports next to nothing, so that signals are handled before anything
 
 from __future__ import annotations
 
+import _thread
 import contextlib
 import os
 import signal
@@ -47,17 +48,38 @@ class _Signals:
             with contextlib.suppress(ValueError):
                 if number is not None and signal.getsignal(number) == usual:
                     self._before[number] = signal.signal(number, self._end)
+        self._unraisable, sys.unraisablehook = sys.unraisablehook, self._raise_again
         return self
 
     def __exit__(self, *error: object) -> None:
         for number, handler in self._before.items():
             signal.signal(number, handler)  # type: ignore[arg-type]
+        sys.unraisablehook = self._unraisable
 
     def _end(self, number: int, _frame: FrameType | None) -> NoReturn:
         self.received = number
         if number == signal.SIGINT:
             raise KeyboardInterrupt
         raise Ended(number)
+
+    def _raise_again(self, unraisable: sys.UnraisableHookArgs) -> None:
+        """Repeat a signal whose exception Python has ignored.
+
+        It does so in callbacks of the garbage collector and of weak references, which the import
+        system runs for every module. The other thread gets its turn when the callback is over.
+        """
+        if isinstance(unraisable.exc_value, (KeyboardInterrupt, Ended)):
+            _thread.start_new_thread(_signal_thread, (_thread.get_ident(), self.received))
+        else:
+            self._unraisable(unraisable)
+
+
+def _signal_thread(thread: int, number: int) -> None:
+    """Send a signal to a thread of this process; one that waits in the system wakes up."""
+    if hasattr(signal, "pthread_kill"):
+        signal.pthread_kill(thread, number)
+    else:  # Windows
+        _thread.interrupt_main(signal.Signals(number))
 
 
 def run(work: Callable[[], int], *, debug: bool = False) -> int:

@@ -241,6 +241,21 @@ def test_an_import_that_turns_an_interrupt_into_another_error(tmp_path: Path) ->
     assert (done.returncode, done.stderr) == (130, "q43nl-numba: interrupted\n")
 
 
+@pytest.mark.skipif(os.name != "posix", reason="POSIX signals")
+def test_an_interrupt_that_python_ignores_is_repeated(tmp_path: Path) -> None:
+    (tmp_path / "numba.py").write_text(
+        "import os, signal, time\n"
+        "class Dying:\n"
+        "    def __del__(self):\n"
+        "        os.kill(os.getpid(), signal.SIGINT)\n"
+        "        for _ in range(1000): pass\n"
+        "Dying()\ntime.sleep(60)\n"
+    )
+    path = os.pathsep.join([str(tmp_path), os.getcwd()])
+    done = run("compare", env={**os.environ, "PYTHONPATH": path}, preexec_fn=default_signals)
+    assert (done.returncode, done.stderr) == (130, "q43nl-numba: interrupted\n")
+
+
 @pytest.mark.parametrize(
     ("call", "late"),
     [

@@ -39,6 +39,11 @@ class Entry:
     qtype: str | None = None
 
     @property
+    def is_packed(self) -> bool:
+        """Whether the bytes are packed groups."""
+        return self.qtype == QTYPE
+
+    @property
     def size(self) -> int:
         """Number of elements."""
         return math.prod(self.shape)

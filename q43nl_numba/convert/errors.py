@@ -30,7 +30,7 @@ def optional_package(name: str) -> Any:
         if error.name != name:
             raise
         raise ModuleNotFoundError(
-            f"the package {name!r} is needed for model files and is not installed: "
-            'pip install ".[convert]" in a clone of the project',
+            f"the package {name!r} is needed for model files and is not installed; "
+            'in a clone of the project: pip install ".[convert]"',
             name=name,
         ) from error

@@ -41,7 +41,7 @@ class ImportanceReader:
 
     def __init__(self, path: str, steps: Sequence[Step]) -> None:
         header = read_header(path)
-        packed = {step.source.name: step.source for step in steps if step.target.qtype}
+        packed = {step.source.name: step.source for step in steps if step.target.is_packed}
         used = [entry for entry in header.entries if entry.name in packed]
         for entry in used:
             _check(path, entry, packed[entry.name])

@@ -123,10 +123,10 @@ def _create_temporary(folder: str, mode: int | None) -> tuple[str, BinaryIO]:
         number = os.open(temporary, flags, _NEW_FILE_MODE if mode is None else mode & 0o600)
         file = os.fdopen(number, "wb")
         try:
-            if mode is not None:
-                os.chmod(temporary, mode)
             # another process may have found the file before it was locked, and removed it
             if is_locked_here(file, temporary):
+                if mode is not None:
+                    os.chmod(temporary, mode)
                 return temporary, file
         except BaseException:
             file.close()

@@ -161,7 +161,7 @@ def _recordable(options: dict[str, Any]) -> dict[str, Any]:
 
 def _metadata(header: Header, steps: Sequence[Step], made_by: dict[str, Any]) -> dict[str, str]:
     """Return the output's metadata; without a packed tensor it is that of the input."""
-    if not any(step.target.qtype for step in steps):
+    if not any(step.target.is_packed for step in steps):
         return header.metadata
     tensors = [(step.target, _original(step)) for step in steps]
     return metadata_with_record(header.metadata, tensors, made_by)
@@ -170,16 +170,18 @@ def _metadata(header: Header, steps: Sequence[Step], made_by: dict[str, Any]) ->
 def _original(step: Step) -> Original:
     """Return what a tensor was; 8-bit floats with a scale were rounded from bfloat16."""
     dtype = step.source.dtype if step.scale is None else "BF16"
-    return Original(dtype, step.source.shape, packed=step.target.qtype is not None)
+    return Original(dtype, step.source.shape, packed=step.target.is_packed)
 
 
 def _check_not_empty(path: str, steps: Sequence[Step]) -> None:
     """Refuse a run that packs nothing: most likely it is not what the user meant."""
-    if any(step.target.qtype for step in steps):
+    if any(step.target.is_packed for step in steps):
         return
     reasons = Counter(step.reason for step in steps).most_common()
     listed = ", ".join(f"{count} {reason}" for reason, count in reasons) or "it has none"
-    raise ModelFileError(f"{path}: no tensor is to be quantized ({listed}); allow_empty permits that")
+    raise ModelFileError(
+        f"{path}: no tensor is to be quantized ({listed}); allow_empty permits that"
+    )
 
 
 def _importance_reader(

@@ -34,7 +34,8 @@ class Step:
     @property
     def same_bytes(self) -> bool:
         """Whether the tensor's bytes are copied."""
-        return (self.source.dtype, self.source.qtype) == (self.target.dtype, self.target.qtype)
+        before, after = self.source, self.target
+        return (before.dtype, before.is_packed) == (after.dtype, after.is_packed)
 
 
 def plan_conversion(

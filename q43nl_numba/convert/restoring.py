@@ -94,7 +94,7 @@ def restore(
         progress=progress,
     )
     return RestoreReport(
-        unpacked=sum(step.source.qtype is not None for step in steps),
+        unpacked=sum(step.source.is_packed for step in steps),
         tensors=len(steps),
         bytes_in=header.file_bytes,
         bytes_out=bytes_out,

@@ -49,7 +49,7 @@ def transfer(
             bar.set_postfix_str(printable(step.source.name), refresh=False)
             if step.same_bytes:
                 _copy(reader, step.source, put)
-            elif step.source.qtype is None and step.target.qtype is None:
+            elif not (step.source.is_packed or step.target.is_packed):
                 _cast(reader, step, put)
             else:
                 transform(reader, step, put)

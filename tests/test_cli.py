@@ -349,7 +349,10 @@ def test_arguments_are_passed_on(model: Path, tmp_path: Path, capsys: object) ->
     out = tmp_path / "out"
     patterns = ("--include", "layer.*", "--include", "*.weight", "--exclude", "*.wei?ht")
     arguments = ("--method", "grid", "--eps-scale", "0.5", "--keep-dtype", "float16")
-    assert cli.main(["convert", str(model), str(out), *patterns, *arguments]) == 0
+    command = ["convert", str(model), str(out), *patterns, *arguments]
+    assert cli.main(command) == 1  # nothing is quantized
+    assert cli.main([*command, "--allow-empty"]) == 0
+    assert cli.main([*command, "--allow-empty", "--no-clobber"]) == 1
     after = load_file(out)
     assert {name: str(array.dtype) for name, array in after.items()} == {
         "layer.weight": "float16", "layer.bias": "float16"
@@ -384,6 +387,19 @@ def test_kept_tensors_and_their_reasons(tmp_path: Path, capsys: pytest.CaptureFi
     assert re.search(r"^head +2x32 +F32 -> F16 +excluded$", shown, re.M)
     assert re.search(r"^odd +2x20 +F32 -> F16 +last dimension no multiple of 32$", shown, re.M)
     assert re.search(r"^ids +3 +I64 +not floating$", shown, re.M)
+
+
+def test_importance_that_is_not_used_is_listed(
+    model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    told = tmp_path / "importance"
+    save_file({"layer.weight": np.ones(64, np.float32), "elsewhere": np.ones(7)}, told)
+    arguments = ["convert", str(model), f"{model}.out", "--importance", str(told)]
+    assert cli.main(arguments) == 0
+    shown = capsys.readouterr().out
+    assert "\n\nimportance not used: the tensor is not packed\nelsewhere\n\n" in shown
+    assert cli.main([*arguments, "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["unused_importance"] == ["elsewhere"]
 
 
 def test_long_tables_show_the_worst(many: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -599,7 +615,7 @@ def test_a_missing_package(
 ) -> None:
     monkeypatch.setitem(sys.modules, package, None)
     message = failing(capsys, "convert", model, f"{model}.out", "--method", "grid")
-    assert message.endswith('in a clone: pip install ".[convert]"')
+    assert message.endswith('pip install ".[convert]"')
 
 
 @pytest.mark.parametrize("place", [0, 1, 2])

@@ -80,6 +80,11 @@ def declare_convert(parser: argparse.ArgumentParser) -> None:
         help="safetensors file of weights of the squared errors by tensor name: of the tensor's "
         "shape, or a number for each column",
     )
+    parser.add_argument(
+        "--allow-empty",
+        action="store_true",
+        help="do not fail where no tensor is quantized",
+    )
     _add_output_format(parser, long_tables=True)
     _add_method(parser.add_argument_group("method"))
     parser.set_defaults(run=_run_convert, usage_error=parser.error)
@@ -103,6 +108,8 @@ def _run_convert(args: argparse.Namespace) -> int:
         exclude=args.exclude,
         keep_dtype=args.keep_dtype,
         importance=args.importance,
+        allow_empty=args.allow_empty,
+        no_clobber=args.no_clobber,
         progress=True,
         **options,
     )
@@ -126,7 +133,13 @@ def _run_restore(args: argparse.Namespace) -> int:
     """Restore and print the report."""
     from q43nl_numba.convert import restore
 
-    report = restore(args.source, args.destination, progress=True, num_threads=args.num_threads)
+    report = restore(
+        args.source,
+        args.destination,
+        no_clobber=args.no_clobber,
+        progress=True,
+        num_threads=args.num_threads,
+    )
     print(json_text(report.document()) if args.json else report.table())
     return DONE
 
@@ -160,6 +173,9 @@ def _add_files(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("source", metavar="IN", help="safetensors file to read")
     parser.add_argument(
         "destination", metavar="OUT", help="safetensors file to write; replaced when complete"
+    )
+    parser.add_argument(
+        "--no-clobber", action="store_true", help="refuse to replace an existing output"
     )
 
 

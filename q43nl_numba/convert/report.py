@@ -45,13 +45,17 @@ class PackedTensor:
 
 @dataclass(frozen=True)
 class ConvertReport:
-    """What `convert` did: the packed tensors, the steps of the kept ones, and the totals."""
+    """What `convert` did: the packed tensors, the steps of the kept ones, and the totals.
+
+    `unused_importance` names the tensors that importance was given for and that are not packed.
+    """
 
     packed: tuple[PackedTensor, ...]
     kept: tuple[Step, ...]
     bytes_in: int
     bytes_out: int
     seconds: float
+    unused_importance: tuple[str, ...] = ()
 
     @property
     def weights(self) -> int:
@@ -82,7 +86,13 @@ class ConvertReport:
         most = None if whole else MOST_ROWS
         packed = table_lines(_PACKED_TITLES, worst_first, _packed_cells, most)
         kept = table_lines(_KEPT_TITLES, self.kept, _kept_cells, most, left=4)
-        parts = [packed, kept, self._totals()]
+        unused = table_lines(
+            ["importance not used: the tensor is not packed"],
+            self.unused_importance,
+            lambda name: [printable(name)],
+            most,
+        )
+        parts = [packed, kept, unused, self._totals()]
         return "\n\n".join("\n".join(lines) for lines in parts if lines)
 
     def document(self) -> dict[str, Any]:
@@ -108,6 +118,7 @@ class ConvertReport:
                 }
                 for step in self.kept
             ],
+            "unused_importance": list(self.unused_importance),
             "total": {
                 "weights": self.weights,
                 "bytes_in": self.bytes_in,

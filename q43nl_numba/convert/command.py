@@ -325,8 +325,8 @@ def _run_verify(args: argparse.Namespace) -> int:
         )
     if not report.is_faithful:
         say(
-            f"error: {args.converted}: {len(report.different):,} tensors are different, "
-            f"{len(report.missing):,} missing, {len(report.added):,} added"
+            f"error: {args.converted}: tensors that are not packed: {len(report.different):,} "
+            f"different, {len(report.missing):,} missing, {len(report.added):,} added"
         )
     return FAILED if below or not report.is_faithful else DONE
 

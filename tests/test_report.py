@@ -142,7 +142,7 @@ def check_figures(text: str, report: ConvertReport) -> None:
     rows += read.tables["packed-tensors-more"][1:]
     for row, tensor in zip(rows, worst_first, strict=True):
         ratio = f"{tensor.mse_ratio:.4f}".replace("nan", "-")
-        assert row[1:4] == [f"{tensor.snr_db:.2f}", ratio, f"{tensor.max_abs_error:.3g}"]
+        assert row[1:4] == [f"{tensor.snr_db:.2f}", ratio, f"{tensor.max_abs_error:#.3g}"]
         if tensor.name != BAD_NAME:
             assert row[0] == tensor.name
     assert rows[-1][0] == "lm_head<script>alert(1)</script>&\"'\\x1b\\u202e"

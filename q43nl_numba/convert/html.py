@@ -15,6 +15,7 @@ from q43nl_numba.convert.plots import (
     Axis,
     Point,
     bars,
+    breakable,
     numeric_axis,
     safe,
     scatter,
@@ -149,7 +150,7 @@ _PACKED_COLUMNS: Columns = (
     ("name", "tensor", lambda tensor: tensor.name),
     ("", "SNR dB", lambda tensor: number(tensor.snr_db)),
     ("", "MSE ratio", lambda tensor: number(tensor.mse_ratio, 4)),
-    ("", "largest error", lambda tensor: f"{tensor.max_abs_error:.3g}"),
+    ("", "largest error", lambda tensor: f"{tensor.max_abs_error:#.3g}"),
     ("", "bits", lambda tensor: number(tensor.bits_per_weight)),
     ("l", "shape", lambda tensor: shape_text(tensor.shape)),
     ("l", "method", lambda tensor: tensor.method or "-"),
@@ -204,8 +205,7 @@ def _rows(key: str, columns: Columns, rows: Sequence[object]) -> str:
 
 def _cell(kind: str, text: str) -> str:
     """Return a cell; a name may be broken after its dots."""
-    content = safe(text).replace(".", ".<wbr>") if kind == "name" else safe(text)
-    return f'<td class="{kind}">{content}</td>'
+    return f'<td class="{kind}">{breakable(text) if kind == "name" else safe(text)}</td>'
 
 
 def _folded(summary: str, content: str) -> str:
@@ -275,7 +275,7 @@ def _curve_plot(packed: Sequence[PackedTensor]) -> str:
         f"curves {start} to {start + _CURVES_PER_BAR - 1}"
         for start in range(_LOWEST_CURVE, -_LOWEST_CURVE, _CURVES_PER_BAR)
     ]
-    ticks = [(value / _CURVES_PER_BAR, str(value)) for value in range(-128, 129, 64)]
+    ticks = [(value / _CURVES_PER_BAR, str(value)) for value in (-128, -64, 0, 64, 127)]
     x = Axis("curve", -128 / _CURVES_PER_BAR, 128 / _CURVES_PER_BAR, ticks)
     return bars("Curves", in_bars, names, x, "% of groups", "groups")
 

@@ -26,6 +26,11 @@ def safe(text: object) -> str:
     return escape(printable(str(text)), quote=True)
 
 
+def breakable(name: str) -> str:
+    """Return a name that may be broken after its dots."""
+    return safe(name).replace(".", ".<wbr>")
+
+
 @dataclass(frozen=True)
 class Axis:
     """An axis: its label, its range, and its ticks as (value, text)."""
@@ -186,7 +191,7 @@ def _figure(caption: str, above: str, marks: str, x: Axis, y: Axis, kind: str) -
         f'<span style="left:{x.percent(value):.2f}%">{safe(text)}</span>' for value, text in x.ticks
     )
     return (
-        f'<figure class="{kind}"><figcaption>{safe(caption)}</figcaption>{above}'
+        f'<figure class="{kind}"><figcaption>{breakable(caption)}</figcaption>{above}'
         f'<div class="frame"><div class="y-label">{safe(y.label)}</div>'
         f'<div class="y-ticks">{y_ticks}</div>'
         f'<svg role="img" aria-label="{safe(caption)}">{marks}</svg>'

@@ -140,7 +140,7 @@ def _packed_cells(tensor: PackedTensor) -> tuple[str, ...]:
         number(tensor.bits_per_weight),
         number(tensor.snr_db),
         number(tensor.mse_ratio, 4),
-        f"{tensor.max_abs_error:.3g}",
+        f"{tensor.max_abs_error:#.3g}",
     )
 
 

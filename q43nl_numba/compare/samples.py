@@ -145,7 +145,7 @@ def _groups(tensor: Tensor, indices: NDArray[np.int64]) -> NDArray[np.float32]:
 
 
 def _spread(available: int, most: int) -> NDArray[np.int64]:
-    """Indices of at most `most` of the available groups, evenly spaced, the first included."""
+    """Return indices of at most `most` of the groups, evenly spaced, the first included."""
     count = min(available, most)
     return np.arange(count, dtype=np.int64) * available // count
 

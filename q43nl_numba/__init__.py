@@ -10,8 +10,7 @@
 (256, 256)
 """
 
-from typing import TYPE_CHECKING
-
+TYPE_CHECKING = False  # not imported from typing: the commands start with almost nothing
 if TYPE_CHECKING:
     from ._dequantize import dequantize
     from ._layout import GROUP_BYTES, GROUP_DTYPE, GROUP_SIZE

@@ -108,9 +108,8 @@ def cache_folder() -> Path | None:
     asked_for = numba.config.CACHE_DIR  # type: ignore[attr-defined]
     if build is None:
         return None
-    parent = Path(
-        asked_for or AppDirs("q43nl_numba", appauthor=False).user_cache_dir, "q43nl_numba"
-    )
+    users = AppDirs("numba", appauthor=False).user_cache_dir  # type: ignore[no-untyped-call]
+    parent = Path(asked_for or users, "q43nl_numba")
     folder = parent / f"{__version__}-{build}"
     try:
         is_new = not folder.is_dir()

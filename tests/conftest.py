@@ -37,6 +37,9 @@ QUICK = (
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Mark the tests of the quick selection, except slow ones."""
+    gone = [name for name in QUICK if not (Path(__file__).parent / name).exists()]
+    if gone:
+        raise pytest.UsageError(f"QUICK in tests/conftest.py must name test files, found {gone}")
     for item in items:
         if item.path.name in QUICK and not item.get_closest_marker("slow"):
             item.add_marker("quick")

@@ -3,7 +3,11 @@
 import configparser
 import importlib.util
 import json
+import os
 import re
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -11,6 +15,7 @@ import pytest
 import q43nl_numba
 
 PROJECT = Path(__file__).parent.parent
+PACKAGE = Path(q43nl_numba.__file__).parent
 DOCUMENTS = ("README.md", "SECURITY.md", ".github/CONTRIBUTING.md", "docs/architecture.md")
 RESULTS = PROJECT / "asv_bench" / "results"
 
@@ -99,3 +104,43 @@ def test_the_recorded_history_was_measured_in_environments_that_asv_built():
     for path in RESULTS.glob("*/*-*.json"):
         assert json.loads(path.read_text())["env_name"].startswith("virtualenv-"), path.name
         assert (path.parent / "machine.json").exists()
+
+
+# The method of CONTRIBUTING.md
+
+
+def test_the_method_that_contributors_are_shown_works(tmp_path):
+    """A file and a row make a method, and it is better than no curve at all."""
+    package = tmp_path / "q43nl_numba"
+    shutil.copytree(PACKAGE, package, ignore=shutil.ignore_patterns("__pycache__"))
+    shown = text_of(".github/CONTRIBUTING.md").split("<!-- method: begin -->")[1]
+    source = re.search(r"```python\n(.*?)```", shown, re.S)[1]
+    (package / "methods" / "nine.py").write_text(source)
+    table = package / "methods" / "__init__.py"
+    rows = table.read_text()
+    assert "EXACT)" in rows
+    table.write_text(
+        rows.replace("EXACT)", "EXACT, nine.NINE)").replace(
+            "from .method import", "from . import nine\nfrom .method import"
+        )
+    )
+    script = """
+import numpy as np
+from q43nl_numba import q43nl, quality
+weights = np.random.default_rng(0).standard_normal((64, 32), dtype=np.float32)
+grid = quality(weights, q43nl(weights, "grid")).mse
+print(quality(weights, q43nl(weights, "nine")).mse / grid)
+print(quality(weights, q43nl(weights, "nine", importance=np.ones(32))).mse / grid)
+"""
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-c", script],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(tmp_path), "NUMBA_CACHE_DIR": str(tmp_path / "cache")},
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    plain, weighted = map(float, done.stdout.split())
+    assert plain == weighted < 1.1

@@ -29,7 +29,7 @@ QUICK = (
     "test_digests.py",
     "test_errors.py",
     "test_golden.py",
-    "test_hints.py",
+    "test_statistics.py",
     "test_inputs.py",
     "test_layout.py",
 )

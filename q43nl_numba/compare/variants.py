@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from q43nl_numba import METHODS
-from q43nl_numba.quantize import farthest_weight
+from .. import METHODS
+from ..quantize import farthest_weight
 
 
 @dataclass(frozen=True)

@@ -9,11 +9,12 @@ import os
 from collections.abc import Iterator
 from typing import Any
 
-from q43nl_numba import METHODS
-from q43nl_numba._parser import add_num_threads
-from q43nl_numba._process import DONE, FAILED, can_print, say
-from q43nl_numba._text import count_text, json_text
-from q43nl_numba.convert import (
+from .. import METHODS
+from .._parser import add_num_threads
+from .._process import DONE, FAILED, can_print, say
+from .._text import count_text, json_text
+from ..methods import TABLE
+from . import (
     KEEP_DTYPES,
     ConvertReport,
     ModelFileError,
@@ -25,8 +26,8 @@ from q43nl_numba.convert import (
     unfinished,
     verify_model,
 )
-from q43nl_numba.convert.output import check_output, whole_file
-from q43nl_numba.convert.report import (
+from .output import check_output, whole_file
+from .report import (
     convert_document,
     plan_document,
     plan_table,
@@ -35,9 +36,8 @@ from q43nl_numba.convert.report import (
     verify_document,
     verify_table,
 )
-from q43nl_numba.convert.rules import Treatment, check_treatment
-from q43nl_numba.convert.shards import parse_size
-from q43nl_numba.methods import TABLE
+from .rules import Treatment, check_treatment
+from .shards import parse_size
 
 _DEFAULT_METHOD = "gradient"
 

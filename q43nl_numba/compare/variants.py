@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from .. import METHODS
-from ..quantize import farthest_weight
+from .._quantize import largest_storable_weight
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ class Variant:
         >>> Variant("grid").largest_storable
         65504.0
         """
-        return farthest_weight(self.method, **self.parameters)
+        return largest_storable_weight(self.method, **self.parameters)
 
 
 #: The settings worth comparing of a method that has several; any other method is compared at its

@@ -557,6 +557,15 @@ def test_reports_that_cannot_be_written_are_refused_first(
         assert not (tmp_path / "out").exists()
 
 
+def test_a_scheduler_that_is_not_there(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("distributed")
+    arguments = ("convert", folder, tmp_path / "out", "--scheduler", "nonsense://127.0.0.1:1")
+    message = failing(capsys, *arguments)
+    assert message.startswith("there is no Dask scheduler at nonsense://127.0.0.1:1")
+
+
 def test_verify(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out, alone = tmp_path / "out", tmp_path / "alone.safetensors"
     assert cli.main(["convert", str(folder), str(out), "--method", "grid", "--json"]) == 0

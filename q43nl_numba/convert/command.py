@@ -225,8 +225,14 @@ def _check_report(path: str, args: argparse.Namespace) -> None:
         report_format(path)
     except ModelFileError as error:
         args.usage_error(f"argument --report: {error}")
+    name = os.path.basename(path)
+    taken = name.endswith(".index.json") or os.path.exists(os.path.join(args.source, name))
+    if os.path.realpath(path) == os.path.realpath(args.destination):
+        args.usage_error(f"argument --report: {path} is the output")
     if not _is_inside(path, args.destination):  # such a folder does not exist yet
         check_output(args.source, path)
+    elif taken:
+        args.usage_error(f"argument --report: {path} is a file of the model")
 
 
 def _is_inside(path: str, folder: str) -> bool:

@@ -1,0 +1,12 @@
+"""Qwen 3: Qwen 2 with norms of every head's query and key."""
+
+from q43nl_numba.export.architectures.qwen2 import Qwen2
+
+
+class Qwen3(Qwen2):
+    """The norms' weights follow the order of the rows of a head."""
+
+    class_name = "Qwen3ForCausalLM"
+    arch = "qwen3"
+    model_type = "qwen3"
+    has_qk_norm = True

@@ -1,0 +1,104 @@
+"""What export and restore did, and the tables that show it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from q43nl_numba.convert.report import PackedTensor, columns, number, printable, shape_text, snr_db
+
+
+class ExportWarning(UserWarning):
+    """Something of the model that the engine's file cannot carry."""
+
+
+@dataclass(frozen=True)
+class ExportReport:
+    """What `export_model` did.
+
+    Attributes
+    ----------
+    path : str
+        The file that was written.
+    class_name, arch : str
+        The architecture, by transformers' name and by the engine's.
+    word : str
+        The format of the matrices, as the file's metadata has it.
+    matrices : tuple of PackedTensor
+        The matrices in the order of the file, under the engine's names, with their errors.
+    vectors : int
+        Number of float32 tensors (norms and biases).
+    vector_weights : int
+        Number of weights in them.
+    tokens : int
+        Number of tokens that have a piece.
+    tied : bool
+        Whether the engine multiplies with the embedding at the output.
+    bytes_in, bytes_out : int
+        Size of the folder's weight files and of the file.
+    seconds : float
+        Duration.
+    notes : tuple of str
+        What the engine will do otherwise than the model, or what was left out.
+    """
+
+    path: str
+    class_name: str
+    arch: str
+    word: str
+    matrices: tuple[PackedTensor, ...]
+    vectors: int
+    vector_weights: int
+    tokens: int
+    tied: bool
+    bytes_in: int
+    bytes_out: int
+    seconds: float
+    notes: tuple[str, ...] = ()
+
+    @property
+    def weights(self) -> int:
+        """Number of weights in the file."""
+        return sum(tensor.weights for tensor in self.matrices) + self.vector_weights
+
+    @property
+    def bits_per_weight(self) -> float:
+        """Bits of the whole file, tokenizer and all, for each weight."""
+        return self.bytes_out * 8 / self.weights if self.weights else math.nan
+
+    @property
+    def snr_db(self) -> float:
+        """Signal-to-noise ratio of all matrices together, in decibels."""
+        signal = sum(tensor.signal for tensor in self.matrices)
+        return snr_db(signal, sum(tensor.noise for tensor in self.matrices))
+
+    def table(self) -> str:
+        """Return the report as text: the matrices, worst first, the totals, the notes."""
+        rows = [
+            (
+                printable(tensor.name),
+                shape_text(tensor.shape),
+                number(tensor.bits_per_weight),
+                number(tensor.snr_db),
+            )
+            for tensor in sorted(self.matrices, key=lambda tensor: tensor.snr_db)
+        ]
+        tied = "output tied to the embedding" if self.tied else "output of its own"
+        return "\n".join(
+            [
+                *columns(("tensor", "shape", "bits/weight", "SNR dB"), rows),
+                "",
+                f"model   {self.class_name} as {self.arch}, {self.tokens:,} tokens, {tied}",
+                f"stored  {len(self.matrices)} matrices in {self.word}, "
+                f"SNR {number(self.snr_db)} dB, {self.vectors} vectors in float32",
+                f"total   {self.weights:,} weights, {self.bytes_in:,} -> {self.bytes_out:,} bytes, "
+                f"{number(self.bits_per_weight)} bits per weight, {self.seconds:.1f} s",
+                *note_lines(self.notes),
+            ]
+        )
+
+
+def note_lines(notes: Sequence[str]) -> list[str]:
+    """Return a line for each note."""
+    return [f"note    {printable(note)}" for note in notes]

@@ -99,6 +99,52 @@ class ExportReport:
         )
 
 
+@dataclass(frozen=True)
+class FolderReport:
+    """What `restore_model` did.
+
+    Attributes
+    ----------
+    path : str
+        The folder that was written.
+    class_name, word : str
+        The architecture by transformers' name, and the format of the file's matrices.
+    tensors, weights : int
+        Number of tensors in the folder, and of weights in them.
+    files : tuple of str
+        Names of the files that were written.
+    bytes_in, bytes_out : int
+        Size of the file and of the folder's weights.
+    seconds : float
+        Duration.
+    notes : tuple of str
+        What the file does not tell, and what stands in its place.
+    """
+
+    path: str
+    class_name: str
+    word: str
+    tensors: int
+    weights: int
+    files: tuple[str, ...]
+    bytes_in: int
+    bytes_out: int
+    seconds: float
+    notes: tuple[str, ...] = ()
+
+    def table(self) -> str:
+        """Return the report as text."""
+        return "\n".join(
+            [
+                f"model   {self.class_name} from {self.word}, {self.tensors} tensors, "
+                f"{self.weights:,} weights",
+                f"total   {self.bytes_in:,} -> {self.bytes_out:,} bytes, {self.seconds:.1f} s",
+                f"files   {', '.join(self.files)}",
+                *note_lines(self.notes),
+            ]
+        )
+
+
 def note_lines(notes: Sequence[str]) -> list[str]:
     """Return a line for each note."""
     return [f"note    {printable(note)}" for note in notes]

@@ -209,6 +209,11 @@ def _declare_convert(parser: argparse.ArgumentParser) -> None:
         help="safetensors file of weights of the squared errors by tensor name: of the tensor's "
         "shape, or a number for each column",
     )
+    parser.add_argument(
+        "--allow-empty",
+        action="store_true",
+        help="do not fail where no tensor is quantized",
+    )
     method = parser.add_argument_group("method")
     method.add_argument(
         "--method", choices=METHODS, default="gradient", help="how (default: gradient)"
@@ -242,6 +247,8 @@ def _run_convert(args: argparse.Namespace) -> int:
         exclude=args.exclude,
         keep_dtype=args.keep_dtype,
         importance=args.importance,
+        allow_empty=args.allow_empty,
+        no_clobber=args.no_clobber,
         progress=True,
         **options,
     )
@@ -261,7 +268,13 @@ def _run_restore(args: argparse.Namespace) -> int:
 
     if args.num_threads is not None and args.num_threads < 1:
         args.usage_error(f"num_threads must be at least 1, found {args.num_threads}")
-    report = restore(args.source, args.destination, progress=True, num_threads=args.num_threads)
+    report = restore(
+        args.source,
+        args.destination,
+        no_clobber=args.no_clobber,
+        progress=True,
+        num_threads=args.num_threads,
+    )
     print(report.table())
     return _DONE
 
@@ -282,6 +295,9 @@ def _declare_files(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("source", metavar="IN", help="safetensors file to read")
     parser.add_argument(
         "destination", metavar="OUT", help="safetensors file to write; replaced when complete"
+    )
+    parser.add_argument(
+        "--no-clobber", action="store_true", help="refuse to replace an existing output"
     )
 
 

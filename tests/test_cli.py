@@ -240,7 +240,10 @@ def test_arguments_are_passed_on(model: Path, tmp_path: Path, capsys: object) ->
     out = tmp_path / "out"
     patterns = ("--include", "layer.*", "--include", "*.weight", "--exclude", "*.wei?ht")
     arguments = ("--method", "grid", "--eps-scale", "0.5", "--keep-dtype", "float16")
-    assert cli.main(["convert", str(model), str(out), *patterns, *arguments]) == 0
+    command = ["convert", str(model), str(out), *patterns, *arguments]
+    assert cli.main(command) == 1  # nothing is quantized
+    assert cli.main([*command, "--allow-empty"]) == 0
+    assert cli.main([*command, "--allow-empty", "--no-clobber"]) == 1
     after = load_file(out)
     assert {name: str(array.dtype) for name, array in after.items()} == {
         "layer.weight": "float16", "layer.bias": "float16"
@@ -334,7 +337,7 @@ def test_a_missing_package(
 ) -> None:
     monkeypatch.setitem(sys.modules, package, None)
     message = failing(capsys, "convert", model, f"{model}.out", "--method", "grid")
-    assert message.endswith('pip install "q43nl_numba[convert]"')
+    assert message.endswith('pip install ".[convert]"')
 
 
 @pytest.mark.parametrize("place", [0, 1, 2])

@@ -179,8 +179,10 @@ def test_header_order_metadata_and_qtype(model: Path, tmp_path: Path) -> None:
     assert record["made_by"] == {
         "version": __version__, "method": "coarse_fine", "eps_scale": 1e-5
     }  # fmt: skip
-    assert {name: (kept["dtype"], kept["shape"]) for name, kept in record["tensors"].items()} == {
-        name: (e["dtype"], e["shape"]) for name, e in before.items() if name != "__metadata__"
+    assert record["packed_dtype"] in ("BF16", "F32", "F16", "F64")
+    others = {name: before[name]["dtype"] for name in PACKED}
+    assert record["dtypes"] == {
+        name: dtype for name, dtype in others.items() if dtype != record["packed_dtype"]
     }
 
 
@@ -258,7 +260,6 @@ def test_an_exact_tensor_has_infinite_snr(tmp_path: Path) -> None:
         (["layers.*"], ["*.experts"], [PACKED[1], PACKED[3]]),
         (["embed*", "*.double"], [], [PACKED[0], PACKED[3]]),
         ([], ["embed.weigh?", "layers.0.[ae]*"], [PACKED[3]]),
-        ([], ["*"], []),
         ([], ["*.norm.*"], PACKED),
     ],
 )
@@ -312,14 +313,14 @@ def test_keep_dtype_casts_floating_tensors_only(
 def test_keep_dtype_refuses_what_does_not_fit(tmp_path: Path) -> None:
     path = write_model(tmp_path / "in", {"big": np.array([1, 70000], np.float32)})
     with pytest.raises(ModelFileError, match=r"in: tensor 'big': its value 70000.0 is too large"):
-        convert(path, tmp_path / "out", "grid", keep_dtype="float16")
+        convert(path, tmp_path / "out", "grid", keep_dtype="float16", allow_empty=True)
     assert os.listdir(tmp_path) == ["in"]
 
 
 def test_keep_dtype_keeps_infinities(tmp_path: Path) -> None:
     values = np.array([np.inf, -np.inf, np.nan, 1], np.float32)
     path = write_model(tmp_path / "in", {"mask": values})
-    convert(path, tmp_path / "out", "grid", keep_dtype="float16")
+    convert(path, tmp_path / "out", "grid", keep_dtype="float16", allow_empty=True)
     np.testing.assert_array_equal(stored(tmp_path / "out", "mask"), values.astype(np.float16))
 
 
@@ -384,19 +385,20 @@ def test_a_file_rewritten_by_the_stock_writer_restores(model: Path, tmp_path: Pa
     restore(packed, tmp_path / "a")
     restore(rewritten, tmp_path / "b")
     (header_a, data_a), (header_b, data_b) = read_raw(tmp_path / "a"), read_raw(tmp_path / "b")
-    assert header_a == header_b
-    assert list(header_a) == list(header_b)
-    assert data_a == data_b
+    assert header_a.keys() == header_b.keys()
+    for name in header_a.keys() - {"__metadata__"}:
+        np.testing.assert_array_equal(stored(tmp_path / "a", name), stored(tmp_path / "b", name))
+        assert header_a[name]["shape"] == header_b[name]["shape"]
+    assert len(data_a) == len(data_b)
     types = {tensor.name: tensor.dtype for tensor in inspect(rewritten).tensors}
     assert {name for name in types if types[name] == "Q43NL"} == set(PACKED) - {"embed.weight"}
 
 
 def test_a_file_without_tensors(tmp_path: Path) -> None:
     path = write_model(tmp_path / "in", {})
-    report = convert(path, tmp_path / "out", "grid")
+    report = convert(path, tmp_path / "out", "grid", allow_empty=True)
     assert "0 tensors" in report.table()
-    restore(tmp_path / "out", tmp_path / "back")
-    assert load_file(tmp_path / "back") == {}
+    assert load_file(tmp_path / "out") == {}
     assert "0 tensors" in inspect(path).table()
 
 
@@ -704,19 +706,16 @@ def test_no_header(tmp_path: Path, work: Any, content: bytes, problem: str) -> N
             384,
             "tensor 'v': data_offsets [128, 384] overlap others, expected to begin at 256",
         ),
-        (
-            {"w": info("F32", [2, 32], 8, 256)},
-            264,
-            "tensor 'w': data_offsets [8, 264] leave a gap, expected to begin at 0",
-        ),
         ({"w": info("F32", [-2, 32], 0, 256)}, 256, "tensor 'w': shape [-2, 32]"),
-        ({"w": info("F32", ["a"], 0, 256)}, 256, UNSOUND),
-        ({"w": info("F99", [2, 32], 0, 256)}, 256, UNSOUND),
+        ({"w": info("F32", ["a"], 0, 256)}, 256, "tensor 'w': shape ['a'] must be a list"),
+        ({"w": info("F\x1b", [2, 32], 0, 256)}, 256, "tensor 'w': dtype must be one of"),
+        ({"w": info("F32", [1] * 65, 0, 4)}, 4, "tensor 'w': shape [1, 1"),
+        ({"\ud800": W}, 256, "tensor '\\ud800': its name must be Unicode text"),
         ({"w": info("F32", [1 << 40, 1 << 40], 0, 256)}, 256, "tensor 'w': shape"),
-        ({"w": {"dtype": "F32", "shape": [2, 32]}}, 256, UNSOUND),
-        ({"w": {**W, "data_offsets": [0]}}, 256, UNSOUND),
-        ({"w": {**W, "qtype": 5}}, 256, "tensor 'w': qtype is 5, expected a string"),
-        ({"w": [1, 2, 3]}, 0, UNSOUND),
+        ({"w": {"dtype": "F32", "shape": [2, 32]}}, 256, "tensor 'w': data_offsets must be"),
+        ({"w": {**W, "data_offsets": [0]}}, 256, "tensor 'w': data_offsets must be"),
+        ({"w": {**W, "qtype": 5}}, 256, "tensor 'w': qtype must be a string, found 5"),
+        ({"w": [1, 2, 3]}, 0, "tensor 'w': its entry must be a JSON object"),
         ({"__metadata__": {"a": 1}, "w": W}, 256, UNSOUND),
         (f'{{"w": {json.dumps(W)}, "w": {json.dumps(W)}}}'.encode(), 256, "key 'w' more than once"),
     ],
@@ -784,7 +783,7 @@ def test_a_converted_file_is_not_converted_again(model: Path, tmp_path: Path) ->
 
 
 def test_restore_needs_the_metadata(model: Path) -> None:
-    refused(restore, model, "was not made by convert")
+    refused(restore, model, "no tensor is marked Q43NL")
 
 
 def set_record(change: Callable[[dict[str, Any]], object]) -> Callable[[dict[str, Any]], object]:
@@ -794,6 +793,20 @@ def set_record(change: Callable[[dict[str, Any]], object]) -> Callable[[dict[str
         header["__metadata__"]["q43nl_numba"] = json.dumps(record)
 
     return changed
+
+
+def set_first_record(change: Callable[[dict[str, Any]], object]) -> Any:
+    """The same for a record of version 1, which named every tensor."""
+
+    def first_then_changed(record: dict[str, Any]) -> None:
+        record["version"] = 1
+        record["tensors"] = {
+            "w": {"dtype": "BF16", "shape": [2, 64], "qtype": "Q43NL"},
+            "b": {"dtype": "BF16", "shape": [8]},
+        }
+        change(record)
+
+    return set_record(first_then_changed)
 
 
 def set_text(text: str) -> Callable[[dict[str, Any]], object]:
@@ -807,22 +820,44 @@ def set_text(text: str) -> Callable[[dict[str, Any]], object]:
         (set_text("[" * 100_000), "metadata is invalid: not JSON"),
         (set_text("[]"), "metadata is invalid: not an object"),
         (set_text("{}"), "metadata is invalid: version None"),
-        (set_record(lambda r: r.update(version=99)), "version 99, this library reads 1"),
-        (set_record(lambda r: r.update(tensors=[])), "'tensors' is not an object"),
+        (set_record(lambda r: r.update(version=99)), "version 99, this library reads 1 and 2"),
         (set_record(lambda r: r.update(displaced={"dtype": 1})), "not an object of strings"),
-        (set_record(lambda r: r["tensors"].pop("w")), "tensor 'w': is not in the"),
-        (set_record(lambda r: r["tensors"].update(v=r["tensors"]["w"])), "tensor 'v': is in the"),
-        (set_record(lambda r: r["tensors"].update(w=7)), "tensor 'w': its"),
-        (set_record(lambda r: r["tensors"]["w"].update(qtype="Q9")), "tensor 'w': its"),
-        (set_record(lambda r: r["tensors"]["w"].update(shape=[2, -64])), "tensor 'w': its"),
-        (set_record(lambda r: r["tensors"]["w"].update(shape=[4, 32])), "tensor 'w': is stored"),
-        (set_record(lambda r: r["tensors"]["w"].update(shape=[2, 65])), "tensor 'w': is stored"),
-        (set_record(lambda r: r["tensors"]["w"].update(shape=[])), "tensor 'w': is stored"),
-        (set_record(lambda r: r["tensors"]["w"].update(dtype="I32")), "tensor 'w': is stored"),
-        (set_record(lambda r: r["tensors"]["w"].pop("qtype")), "tensor 'w': is stored"),
-        (set_record(lambda r: r["tensors"]["b"].update(shape=[7])), "tensor 'b': is stored"),
-        (set_record(lambda r: r["tensors"]["b"].update(dtype="I32")), "tensor 'b': is stored"),
-        (lambda header: header["w"].update(shape=[4, 19]), "tensor 'w': is stored"),
+        (set_record(lambda r: r.update(packed_dtype="I8")), "'packed_dtype' is 'I8'"),
+        (set_record(lambda r: r.update(unpacked=[1])), "'unpacked' is not a list of strings"),
+        (set_record(lambda r: r.update(dtypes=["w"])), "'dtypes' is not an object of strings"),
+        (set_record(lambda r: r.update(dtypes={"v": "F32"})), "tensor 'v': is in the metadata"),
+        (set_record(lambda r: r.update(dtypes={"w": "U8"})), "tensor 'w': is stored as U8"),
+        (set_record(lambda r: r.update(dtypes={"b": "I32"})), "tensor 'b': is stored as BF16"),
+        (lambda header: header["w"].update(shape=[76, 1]), "tensor 'w': is marked Q43NL but is"),
+        (set_first_record(lambda r: r.update(tensors=[])), "'tensors' is not an object"),
+        (set_first_record(lambda r: r["tensors"].pop("w")), "tensor 'w': is not in the"),
+        (
+            set_first_record(lambda r: r["tensors"].update(v=r["tensors"]["w"])),
+            "tensor 'v': is in the",
+        ),
+        (set_first_record(lambda r: r["tensors"].update(w=7)), "tensor 'w': its"),
+        (set_first_record(lambda r: r["tensors"]["w"].update(qtype="Q9")), "tensor 'w': its"),
+        (set_first_record(lambda r: r["tensors"]["w"].update(shape=[2, -64])), "tensor 'w': its"),
+        (
+            set_first_record(lambda r: r["tensors"]["w"].update(shape=[4, 32])),
+            "tensor 'w': is stored",
+        ),
+        (
+            set_first_record(lambda r: r["tensors"]["w"].update(shape=[2, 65])),
+            "tensor 'w': is stored",
+        ),
+        (set_first_record(lambda r: r["tensors"]["w"].update(shape=[])), "tensor 'w': is stored"),
+        (
+            set_first_record(lambda r: r["tensors"]["w"].update(dtype="I32")),
+            "tensor 'w': is stored",
+        ),
+        (set_first_record(lambda r: r["tensors"]["w"].pop("qtype")), "tensor 'w': is stored"),
+        (set_first_record(lambda r: r["tensors"]["b"].update(shape=[7])), "tensor 'b': is stored"),
+        (
+            set_first_record(lambda r: r["tensors"]["b"].update(dtype="I32")),
+            "tensor 'b': is stored",
+        ),
+        (set_first_record(lambda r: r["tensors"]["w"].update(shape=[4, 64])), "'w': is stored"),
     ],
 )
 def test_restore_checks_the_metadata(
@@ -849,5 +884,5 @@ def test_a_missing_package_names_the_extra(
     with pytest.raises(ModuleNotFoundError) as caught:
         convert(model, tmp_path / "out", "grid")
     assert package in str(caught.value)
-    assert 'pip install "q43nl_numba[convert]"' in str(caught.value)
+    assert 'pip install ".[convert]"' in str(caught.value)
     assert os.listdir(tmp_path) == ["model.safetensors"]

@@ -1,7 +1,7 @@
 """Model files: safetensors in, Q43NL safetensors out, and back.
 
 Everything here is built on the public face of :mod:`q43nl_numba` and needs the packages of the
-``convert`` extra (``pip install "q43nl_numba[convert]"``).
+``convert`` extra (in a clone of the project: ``pip install ".[convert]"``).
 
 ``convert`` quantizes a model file, ``restore`` brings it back to floating tensors and ``inspect``
 tells what is in a file. One tensor's way through: ``reading`` finds it in the header, ``plan``

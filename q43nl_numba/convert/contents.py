@@ -10,9 +10,9 @@ import numpy as np
 import numpy.typing as npt
 
 from q43nl_numba import GROUP_DTYPE
-from q43nl_numba.convert.container import QTYPE, Entry, Header
+from q43nl_numba.convert.container import QTYPE, Entry
 from q43nl_numba.convert.reading import TensorReader, read_header
-from q43nl_numba.convert.record import RECORD_KEY, weights_shape
+from q43nl_numba.convert.record import RECORD_KEY, Record
 from q43nl_numba.convert.report import columns, number, printable, shape_text
 
 _LOWEST_CURVE = -128
@@ -154,18 +154,19 @@ def inspect(source: str | os.PathLike[str]) -> FileContents:
     >>> folder.cleanup()
     """
     header = read_header(os.fspath(source))
+    record = Record(header)
     with TensorReader(header) as reader:
-        tensors = tuple(_tensor_contents(header, reader, entry) for entry in header.entries)
+        tensors = tuple(_tensor_contents(record, reader, entry) for entry in header.entries)
     return FileContents(header.path, tensors, header.metadata, header.file_bytes)
 
 
-def _tensor_contents(header: Header, reader: TensorReader, entry: Entry) -> TensorContents:
-    shape = weights_shape(header, entry)
-    if shape is None:
+def _tensor_contents(record: Record, reader: TensorReader, entry: Entry) -> TensorContents:
+    original = record.original(entry)
+    if not original.packed:
         dtype = entry.dtype if entry.qtype is None else entry.qtype
         return TensorContents(entry.name, dtype, entry.shape, entry.shape, entry.nbytes, None)
     curves = _curve_distribution(reader, entry)
-    return TensorContents(entry.name, QTYPE, shape, entry.shape, entry.nbytes, curves)
+    return TensorContents(entry.name, QTYPE, original.shape, entry.shape, entry.nbytes, curves)
 
 
 def _curve_distribution(reader: TensorReader, entry: Entry) -> CurveDistribution:

@@ -38,13 +38,17 @@ class PackedTensor:
 
 @dataclass(frozen=True)
 class ConvertReport:
-    """What `convert` did: the packed tensors, the steps of the kept ones, and the totals."""
+    """What `convert` did: the packed tensors, the steps of the kept ones, and the totals.
+
+    `unused_importance` names the tensors that importance was given for and that are not packed.
+    """
 
     packed: tuple[PackedTensor, ...]
     kept: tuple[Step, ...]
     bytes_in: int
     bytes_out: int
     seconds: float
+    unused_importance: tuple[str, ...] = ()
 
     @property
     def weights(self) -> int:

@@ -5,15 +5,17 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 
 from q43nl_numba import dequantize
 from q43nl_numba.convert.container import QTYPE, Entry, Header, plain_entry
 from q43nl_numba.convert.dtypes import numpy_dtype
+from q43nl_numba.convert.errors import ModelFileError
 from q43nl_numba.convert.output import check_output
 from q43nl_numba.convert.plan import Step, placed
 from q43nl_numba.convert.reading import TensorReader, read_header
-from q43nl_numba.convert.record import Original, metadata_without_record, read_originals
+from q43nl_numba.convert.record import RECORD_KEY, Original, Record
 from q43nl_numba.convert.report import RestoreReport
 from q43nl_numba.convert.transfer import Put, transfer
 
@@ -22,19 +24,24 @@ def restore(
     source: str | os.PathLike[str],
     destination: str | os.PathLike[str],
     *,
+    no_clobber: bool = False,
     progress: bool = False,
     num_threads: int | None = None,
 ) -> RestoreReport:
-    """Bring a file that `convert` made back to floating tensors.
+    """Bring a file with packed tensors back to floating tensors.
 
-    Names, shapes, dtypes, order and metadata are those of the file that was converted; the values
-    are what the packed bytes decode to.
+    Of a file that `convert` made, names, shapes, dtypes and metadata are those of the file that was
+    converted (of 8-bit floats with scales, the products in bfloat16); the values are what the
+    packed bytes decode to. In other files, the tensors that the header marks with the ``qtype``
+    Q43NL become float32.
 
     Parameters
     ----------
     source, destination : path
         The file to read and the file to write. An existing `destination` is replaced, when the
         new file is complete.
+    no_clobber : bool
+        Refuse to replace an existing `destination`.
     progress : bool
         Show a progress bar on stderr, if that is a terminal.
     num_threads : int, optional
@@ -50,7 +57,7 @@ def restore(
     OSError
         If a file cannot be read or written.
     ModelFileError
-        If `source` is not a sound file, was not made by `convert`, or does not fit its metadata.
+        If `source` is not a sound file, holds no packed tensor, or does not fit its metadata.
     ModuleNotFoundError
         If a package of the ``convert`` extra is missing.
 
@@ -74,19 +81,20 @@ def restore(
     started = time.perf_counter()
     source, destination = os.fspath(source), os.fspath(destination)
     header = read_header(source)
-    originals = read_originals(header)
-    check_output(source, destination)
-    steps = _plan_restoring(header, originals)
+    record = Record(header)
+    check_output(source, destination, no_clobber=no_clobber)
+    steps = _plan_restoring(header, record)
     bytes_out = transfer(
         header,
         destination,
         steps,
-        metadata_without_record(header),
+        record.metadata_before(),
         _unpacker(num_threads),
+        no_clobber=no_clobber,
         progress=progress,
     )
     return RestoreReport(
-        unpacked=sum(step.source.qtype is not None for step in steps),
+        unpacked=sum(step.source.is_packed for step in steps),
         tensors=len(steps),
         bytes_in=header.file_bytes,
         bytes_out=bytes_out,
@@ -94,9 +102,16 @@ def restore(
     )
 
 
-def _plan_restoring(header: Header, originals: dict[str, Original]) -> tuple[Step, ...]:
-    entries = {entry.name: entry for entry in header.entries}
-    return placed(_step(entries[name], original) for name, original in originals.items())
+def _plan_restoring(header: Header, record: Record) -> tuple[Step, ...]:
+    """Return the steps that undo a conversion."""
+    record.check_names()
+    originals = [(entry, record.original(entry)) for entry in header.entries]
+    if not any(original.packed for _, original in originals):
+        raise ModelFileError(
+            f"{header.path}: no tensor is marked {QTYPE} by a qtype or the {RECORD_KEY!r} "
+            "metadata, so there is nothing to restore"
+        )
+    return placed(_step(entry, original) for entry, original in originals)
 
 
 def _step(entry: Entry, original: Original) -> Step:
@@ -105,7 +120,7 @@ def _step(entry: Entry, original: Original) -> Step:
         return Step(packed, plain_entry(entry.name, original.dtype, original.shape))
     if entry.dtype != original.dtype:
         return Step(entry, plain_entry(entry.name, original.dtype, original.shape))
-    return Step(entry, entry)
+    return Step(entry, replace(entry, qtype=None))
 
 
 def _unpacker(num_threads: int | None) -> Callable[[TensorReader, Step, Put], None]:

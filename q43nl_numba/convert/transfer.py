@@ -29,6 +29,7 @@ def transfer(
     metadata: Mapping[str, str],
     transform: Transform,
     *,
+    no_clobber: bool,
     progress: bool,
 ) -> int:
     """Write a new file from an old one, a tensor at a time, and return its size in bytes.
@@ -36,10 +37,10 @@ def transfer(
     Every size is known from the plan, so the header goes first and nothing is held back.
     `transform` does what is neither a copy nor a cast.
     """
-    first_bytes = header_bytes([step.target for step in steps], metadata)
+    first_bytes = header_bytes(destination, [step.target for step in steps], metadata)
     with (
         TensorReader(header) as reader,
-        whole_file(destination) as output,
+        whole_file(destination, no_clobber=no_clobber) as output,
         _progress_bar(header.data_bytes, shown=progress) as bar,
     ):
         put = _putter(output, bar)
@@ -48,7 +49,7 @@ def transfer(
             bar.set_postfix_str(printable(step.source.name), refresh=False)
             if step.same_bytes:
                 _copy(reader, step.source, put)
-            elif step.source.qtype is None and step.target.qtype is None:
+            elif not (step.source.is_packed or step.target.is_packed):
                 _cast(reader, step, put)
             else:
                 transform(reader, step, put)

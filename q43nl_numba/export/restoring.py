@@ -122,7 +122,9 @@ def restore_model(
         sources = _sources(file, _DTYPES[dtype])
         weights_path = os.path.join(made, SINGLE)
         with whole_file(weights_path) as output:
-            output.write(header_bytes([source.entry for source in sources], _METADATA))
+            output.write(
+                header_bytes(weights_path, [source.entry for source in sources], _METADATA)
+            )
             for source in sorted(sources, key=lambda source: source.entry.begin):
                 for tensor in source.parts:
                     for piece in _folder_pieces(reader, file, tensor, num_threads):

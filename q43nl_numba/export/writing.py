@@ -39,7 +39,7 @@ def write_plan(
         plan.scores.name: tokenizer.scores,
     }
     planned = {item.target.name: item for item in plan.tensors}
-    first = header_bytes(plan.entries, metadata)
+    first = header_bytes(path, plan.entries, metadata)
     writer = _Writer(method, options, importance)
     with (
         whole_file(path) as output,

@@ -130,17 +130,18 @@ def export_model(
         )
         for source in {stored.path for stored in model.tensors.values()}:
             check_output(source, path)
-        for note in ready.notes:
+        weighting = (
+            None if importance is None else Importance(os.fspath(importance), ready.plan.tensors)
+        )
+        notes = ready.notes + (() if weighting is None else weighting.notes)
+        for note in notes:
             warnings.warn(note, ExportWarning, stacklevel=2)
-        weighting = None if importance is None else Importance(
-            os.fspath(importance), ready.plan.tensors
-        )  # fmt: skip
         with weighting or nullcontext():
             matrices, bytes_out = write_plan(
                 path, ready.plan, ready.metadata, ready.tokenizer,
                 method=method, options=options, importance=weighting, progress=progress,
             )  # fmt: skip
-        return _report(path, model, ready, chosen, matrices, bytes_out, started)
+        return _report(path, model, ready, chosen, matrices, bytes_out, started, notes)
 
 
 def prepare(
@@ -205,6 +206,7 @@ def _report(
     matrices: tuple[Any, ...],
     bytes_out: int,
     started: float,
+    notes: tuple[str, ...],
 ) -> ExportReport:
     vectors = [item.tensor for item in ready.plan.tensors if not item.tensor.is_matrix]
     return ExportReport(
@@ -220,5 +222,5 @@ def _report(
         bytes_in=folder.nbytes,
         bytes_out=bytes_out,
         seconds=time.perf_counter() - started,
-        notes=ready.notes,
+        notes=notes,
     )

@@ -20,6 +20,7 @@ class Importance:
 
     They have the shape of the folder's tensor, or a number for each of its columns. What `affine`
     does to the weights leaves them alone: it multiplies all errors of a tensor by the same number.
+    `notes` say which of them nothing uses.
 
     Raises
     ------
@@ -32,20 +33,24 @@ class Importance:
 
     def __init__(self, path: str, tensors: Sequence[OutputTensor]) -> None:
         header = read_header(path)
-        self._reader = TensorReader(header)
         shapes = {t.tensor.source: t.tensor.source_shape for t in tensors if t.tensor.is_matrix}
-        self._stored = {}
-        for entry in header.entries:
-            shape = shapes.get(entry.name)
-            if shape is None:
-                raise tensor_error(path, entry.name, "the model has no such matrix")
+        unused = [entry.name for entry in header.entries if entry.name not in shapes]
+        if unused and len(unused) == len(header.entries):
+            raise tensor_error(
+                path, unused[0], "is no matrix of the model, and neither are the others"
+            )
+        self.notes = _unused_notes(path, unused)
+        used = [entry for entry in header.entries if entry.name in shapes]
+        for entry in used:
+            shape = shapes[entry.name]
             if entry.dtype not in FLOATING or entry.shape not in (shape, shape[-1:]):
                 raise tensor_error(
                     path, entry.name,
                     f"importance must be floating of shape {list(shape)} or {list(shape[-1:])}, "
                     f"found {entry.dtype} {list(entry.shape)}",
                 )  # fmt: skip
-            self._stored[entry.name] = StoredTensor(self._reader, entry)
+        self._reader = TensorReader(header)
+        self._stored = {entry.name: StoredTensor(self._reader, entry) for entry in used}
 
     def __enter__(self) -> Importance:
         return self
@@ -69,3 +74,10 @@ class Importance:
     def _rows(self, stored: StoredTensor, tensor: EngineTensor) -> Iterator[Floats]:
         for piece in stored.rows_of(tensor.first_row, tensor.shape[0], tensor.rows_together):
             yield piece if tensor.rotary is None else tensor.rotary.to_engine(piece)
+
+
+def _unused_notes(path: str, names: Sequence[str]) -> tuple[str, ...]:
+    if not names:
+        return ()
+    more = f" and {len(names) - 1} more" if len(names) > 1 else ""
+    return (f"importance of {path} is not used, they are no matrices: {names[0]!r}{more}",)

@@ -14,6 +14,7 @@ from q43nl_numba.convert.dtypes import FLOATING
 from q43nl_numba.convert.errors import ModelFileError, tensor_error
 from q43nl_numba.export.architectures import Architecture
 from q43nl_numba.export.config import JsonFile
+from q43nl_numba.export.dimensions import Dimensions
 from q43nl_numba.export.folder import ModelFolder, StoredTensor
 from q43nl_numba.export.metadata import is_gelu_with_erf, rope_scaling
 from q43nl_numba.export.tensors import EngineTensor
@@ -50,7 +51,7 @@ def check_config(
 
 
 def resolve_tensors(
-    folder: ModelFolder, wanted: Iterable[EngineTensor]
+    folder: ModelFolder, architecture: Architecture, dims: Dimensions
 ) -> tuple[tuple[EngineTensor, StoredTensor], ...]:
     """Find every tensor of the engine in the folder, and every tensor of the folder a use.
 
@@ -61,20 +62,19 @@ def resolve_tensors(
         holds no floating numbers.
     """
     found: list[tuple[EngineTensor, StoredTensor]] = []
-    missing = []
-    output_is_tied = folder.config.flag("tie_word_embeddings")
-    output_is_untied = folder.config.get("tie_word_embeddings") is False
-    for tensor in wanted:
+    missing: dict[str, None] = {}  # in order, once: a fused source has several tensors
+    for tensor in architecture.tensors(dims):
+        needed = _is_needed(folder.config, architecture, tensor)
         stored = folder.tensors.get(tensor.source)
-        if tensor.source == OUTPUT and output_is_tied:
+        if needed is False:
             continue
         if stored is not None:
             _check_stored(tensor, stored)
             found.append((tensor, stored))
-        elif not tensor.optional or (tensor.source == OUTPUT and output_is_untied):
-            missing.append(tensor.source)
-    _check_none_missing(folder, missing)
-    _check_none_left(folder, {tensor.source for tensor, _ in found}, output_is_tied)
+        elif needed:
+            missing[tensor.source] = None
+    _check_none_missing(folder, list(missing))
+    _check_none_left(folder, {tensor.source for tensor, _ in found})
     return tuple(found)
 
 
@@ -107,6 +107,20 @@ def check_patterns(
             )
 
 
+def _is_needed(config: JsonFile, architecture: Architecture, tensor: EngineTensor) -> bool | None:
+    """Tell whether a folder must have a tensor's source (True) or must not use it (False).
+
+    None: it is used if it is there. An output beside ``tie_word_embeddings`` is not used, nor are
+    biases that the configuration does not announce.
+    """
+    if tensor.source == OUTPUT:
+        tied = config.get("tie_word_embeddings")
+        return None if tied is None else not config.flag("tie_word_embeddings")
+    if tensor.optional:
+        return architecture.has_biases(config)
+    return True
+
+
 def _matches(tensor: EngineTensor, patterns: Sequence[str]) -> bool:
     return any(
         fnmatchcase(name, pattern) for name in (tensor.source, tensor.name) for pattern in patterns
@@ -137,9 +151,10 @@ def _check_none_missing(folder: ModelFolder, missing: Sequence[str]) -> None:
         )
 
 
-def _check_none_left(folder: ModelFolder, used: set[str], output_is_tied: bool) -> None:
+def _check_none_left(folder: ModelFolder, used: set[str]) -> None:
     """Refuse tensors that would be dropped; of biases only those that are not zero."""
     left = []
+    output_is_tied = folder.config.flag("tie_word_embeddings")
     for name, stored in folder.tensors.items():
         computed = name.endswith(".rotary_emb.inv_freq")
         tied = name == OUTPUT and output_is_tied

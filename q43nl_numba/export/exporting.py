@@ -163,7 +163,7 @@ def prepare(
     architecture = architecture_of(config)
     notes = list(check_config(config, architecture, allow_rope_scaling=allow_rope_scaling))
     dims = read_dimensions(config, architecture)
-    resolved = resolve_tensors(folder, architecture.tensors(dims))
+    resolved = resolve_tensors(folder, architecture, dims)
     check_patterns(folder, (tensor for tensor, _ in resolved), include, exclude)
     tokenizer = read_tokenizer(folder.path, dims.vocab_size)
     chat = read_chat(folder.path, config, dims.vocab_size)

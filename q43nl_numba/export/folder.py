@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
-from types import TracebackType
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from q43nl_numba.convert.container import Entry
+from q43nl_numba.convert.container import Entry, Header
 from q43nl_numba.convert.dtypes import numpy_dtype
-from q43nl_numba.convert.errors import ModelFileError
+from q43nl_numba.convert.errors import ModelFileError, tensor_error
 from q43nl_numba.convert.reading import PIECE_WEIGHTS, TensorReader, read_header
 from q43nl_numba.export.config import JsonFile, read_json
 
@@ -53,6 +53,7 @@ class StoredTensor:
                 yield values.astype(np.float32)
 
 
+@dataclass(frozen=True)
 class ModelFolder:
     """A model folder, opened.
 
@@ -64,30 +65,18 @@ class ModelFolder:
         Its ``config.json``.
     tensors : mapping of str to StoredTensor
         Its tensors by name.
+    nbytes : int
+        Size of all weight files.
     """
 
-    def __init__(
-        self, path: str, config: JsonFile, tensors: Mapping[str, StoredTensor], nbytes: int
-    ) -> None:
-        self.path = path
-        self.config = config
-        self.tensors = tensors
-        self.nbytes = nbytes
-
-    def __enter__(self) -> ModelFolder:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        for reader in {id(t.reader): t.reader for t in self.tensors.values()}.values():
-            reader.__exit__()
+    path: str
+    config: JsonFile
+    tensors: Mapping[str, StoredTensor]
+    nbytes: int
 
 
-def open_folder(path: str) -> ModelFolder:
+@contextlib.contextmanager
+def open_folder(path: str) -> Iterator[ModelFolder]:
     """Open a model folder: one file, or several with an index.
 
     Raises
@@ -102,20 +91,27 @@ def open_folder(path: str) -> ModelFolder:
     config_path = os.path.join(path, CONFIG)
     if not os.path.isfile(config_path):
         raise ModelFileError(f"{path}: a model folder must hold {CONFIG}, found none")
+    config = read_json(config_path)
     headers = [read_header(os.path.join(path, name)) for name in _weight_files(path)]
-    tensors: dict[str, StoredTensor] = {}
+    _check_one_place(headers)
+    with contextlib.ExitStack() as readers:
+        tensors: dict[str, StoredTensor] = {}
+        for header in headers:
+            reader = readers.enter_context(TensorReader(header))
+            tensors |= {entry.name: StoredTensor(reader, entry) for entry in header.entries}
+        yield ModelFolder(path, config, tensors, sum(header.file_bytes for header in headers))
+
+
+def _check_one_place(headers: list[Header]) -> None:
+    """Refuse a tensor that two files hold: nothing tells which one counts."""
+    places: dict[str, str] = {}
     for header in headers:
-        reader = TensorReader(header)
         for entry in header.entries:
-            if entry.name in tensors:
-                raise ModelFileError(
-                    f"{header.path}: tensor {entry.name!r} must be in one file, "
-                    f"found it in {tensors[entry.name].path} too"
+            other = places.setdefault(entry.name, header.path)
+            if other != header.path:
+                raise tensor_error(
+                    header.path, entry.name, f"must be in one file, found it in {other} too"
                 )
-            tensors[entry.name] = StoredTensor(reader, entry)
-    return ModelFolder(
-        path, read_json(config_path), tensors, sum(header.file_bytes for header in headers)
-    )
 
 
 def _weight_files(path: str) -> list[str]:

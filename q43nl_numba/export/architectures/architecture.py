@@ -81,6 +81,10 @@ class Architecture:
                 expected = " or ".join(["absent", *map(str, harmless[:1])])
                 raise config.error(key, f"{expected}: the engine does not know it")
 
+    def has_biases(self, config: JsonFile) -> bool:
+        """Tell whether the projections of q, k and v have biases; transformers ignores others."""
+        return config.flag("attention_bias")
+
     def experts(self, config: JsonFile) -> tuple[int, int] | None:
         """Return the numbers of experts and of active ones; None for a dense model."""
         return None

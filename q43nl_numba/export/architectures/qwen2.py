@@ -15,6 +15,10 @@ class Qwen2(Architecture):
     model_type = "qwen2"
     has_bos = False
 
+    def has_biases(self, config: JsonFile) -> bool:
+        """Tell whether the projections of q, k and v have biases: always."""
+        return True
+
     def sliding_layers(self, config: JsonFile, dims: Dimensions) -> list[bool]:
         """Tell which layers attend to a window: those from ``max_window_layers`` on, if any."""
         slides = config.flag("use_sliding_window") and window(config, dims) is not None

@@ -68,7 +68,8 @@ class Affine:
         """Return float32 weights that `to_engine` makes these values of, as nearly as there are.
 
         A product skips some float32 numbers, so a value that `to_engine` did not make may have no
-        such weight; the nearest is returned then.
+        such weight. The weight of the next value towards zero is returned then: the scale of a
+        group is its largest magnitude rounded up, which stays the same so.
         """
         weights = values
         if self.multiply != 1.0:
@@ -78,16 +79,14 @@ class Affine:
         return weights
 
     def _dividend(self, products: Floats) -> Floats:
-        """Return the float32 numbers whose product with `multiply` is nearest to `products`."""
+        """Return the float32 numbers whose product with `multiply` is nearest, but not beyond."""
         factor = np.float32(self.multiply)
         quotient = products / factor
-        best, best_error = quotient, np.abs(quotient * factor - products)
-        for direction in (-np.inf, np.inf):
-            beside = np.nextafter(quotient, np.float32(direction))
-            error = np.abs(beside * factor - products)
-            best = np.where(error < best_error, beside, best)
-            best_error = np.minimum(error, best_error)
-        return best
+        smaller = np.nextafter(quotient, np.float32(0))
+        larger = np.nextafter(quotient, np.copysign(np.float32(np.inf), products))
+        weights = np.where(np.abs(quotient * factor) > np.abs(products), smaller, quotient)
+        is_better = (weights * factor != products) & (np.abs(larger * factor) <= np.abs(products))
+        return np.where(is_better, larger, weights)
 
 
 IDENTITY = Affine()

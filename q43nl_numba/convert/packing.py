@@ -211,7 +211,9 @@ class _Packer:
                 packed = q43nl(weights, self._method, importance=importance, **self._options)
             except ValueError as error:
                 farthest = farthest_weight(self._method, **self._options)
-                problem = _unquantizable(reader, step, farthest) or str(error)
+                problem = _unquantizable(reader, step, farthest)
+                if not problem:  # the tensor's values are not the cause
+                    raise
                 raise tensor_error(reader.header.path, step.source.name, problem) from error
             put(packed, weights.size * source_bytes)
             exact = weights.astype(np.float64)

@@ -9,13 +9,13 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from q43nl_numba._text import printable
 from q43nl_numba.convert.container import Entry, Header, header_bytes
 from q43nl_numba.convert.dtypes import numpy_dtype
 from q43nl_numba.convert.errors import optional_package, tensor_error
 from q43nl_numba.convert.output import OutputFile, whole_file
 from q43nl_numba.convert.plan import Step
 from q43nl_numba.convert.reading import PIECE_WEIGHTS, TensorReader
-from q43nl_numba.convert.report import printable
 
 #: Writes pieces of one tensor and counts the source bytes they came from.
 Put = Callable[[npt.NDArray[Any], int], None]

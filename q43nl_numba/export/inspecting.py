@@ -5,11 +5,12 @@ from __future__ import annotations
 import math
 import os
 from dataclasses import dataclass, replace
+from typing import Any
 
+from q43nl_numba._text import number, printable
 from q43nl_numba.convert.contents import FileContents, inspect
 from q43nl_numba.convert.errors import ModelFileError
 from q43nl_numba.convert.reading import TensorReader
-from q43nl_numba.convert.report import number, printable
 from q43nl_numba.export.engine_file import EngineFile, read_engine_file, read_tokens
 from q43nl_numba.export.plan import SCORES, TOKENS
 
@@ -70,12 +71,32 @@ class EngineContents:
         """Whether the engine multiplies with the embedding at the output."""
         return all(tensor.name != "model.output.weight" for tensor in self.file.tensors)
 
-    def table(self, *, sparklines: bool = True) -> str:
-        """Return the contents as text: a description, then metadata and tensors."""
+    def document(self) -> dict[str, Any]:
+        """Return the contents as nested data, for programs."""
+        return {
+            **self.file.document(),
+            "arch": self.arch,
+            "class_name": self.class_name,
+            "dtype": self.word,
+            "tokens": self.tokens,
+            "tied": self.tied,
+            "weights": self.weights,
+            "bits_per_weight": self.bits_per_weight,
+            "problem": self.problem,
+        }
+
+    def table(self, *, sparklines: bool = True, whole: bool = False) -> str:
+        """Return the contents as text: a description, then metadata and tensors.
+
+        Parameters
+        ----------
+        sparklines, whole : bool
+            As in `FileContents.table`.
+        """
         lines = [self._model_line(), self._numbers_line(), self._cost_line()]
         if self.problem:
             lines.append(f"problem {printable(self.problem)}")
-        return "\n".join([*lines, "", self.file.table(sparklines=sparklines)])
+        return "\n".join([*lines, "", self.file.table(sparklines=sparklines, whole=whole)])
 
     def _model_line(self) -> str:
         name = self.class_name or "an architecture that is not known here"

@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from typing import Any
 
-from q43nl_numba.convert.report import PackedTensor, columns, number, printable, shape_text, snr_db
+from q43nl_numba._text import count_text, number, printable, shape_text
+from q43nl_numba.convert.report import MOST_ROWS, PackedTensor, snr_db, table_lines
+
+_TITLES = ("tensor", "shape", "bits/weight", "SNR dB")
 
 
 class ExportWarning(UserWarning):
@@ -73,25 +77,54 @@ class ExportReport:
         signal = sum(tensor.signal for tensor in self.matrices)
         return snr_db(signal, sum(tensor.noise for tensor in self.matrices))
 
-    def table(self) -> str:
-        """Return the report as text: the matrices, worst first, the totals, the notes."""
-        rows = [
-            (
-                printable(tensor.name),
-                shape_text(tensor.shape),
-                number(tensor.bits_per_weight),
-                number(tensor.snr_db),
-            )
-            for tensor in sorted(self.matrices, key=lambda tensor: tensor.snr_db)
-        ]
+    def document(self) -> dict[str, Any]:
+        """Return the report as nested data, for programs; matrices in the file's order."""
+        return {
+            "path": self.path,
+            "class_name": self.class_name,
+            "arch": self.arch,
+            "dtype": self.word,
+            "tokens": self.tokens,
+            "tied": self.tied,
+            "matrices": [
+                {
+                    "name": tensor.name,
+                    "shape": list(tensor.shape),
+                    "bytes": tensor.nbytes,
+                    "bits_per_weight": tensor.bits_per_weight,
+                    "snr_db": tensor.snr_db,
+                }
+                for tensor in self.matrices
+            ],
+            "vectors": self.vectors,
+            "notes": list(self.notes),
+            "total": {
+                "weights": self.weights,
+                "bytes_in": self.bytes_in,
+                "bytes_out": self.bytes_out,
+                "bits_per_weight": self.bits_per_weight,
+                "snr_db": self.snr_db,
+                "seconds": self.seconds,
+            },
+        }
+
+    def table(self, *, whole: bool = False) -> str:
+        """Return the report as text: the matrices, worst first, the totals, the notes.
+
+        Parameters
+        ----------
+        whole : bool
+            Show every matrix, not only the first `MOST_ROWS`.
+        """
+        worst_first = sorted(self.matrices, key=lambda tensor: tensor.snr_db)
         tied = "output tied to the embedding" if self.tied else "output of its own"
         return "\n".join(
             [
-                *columns(("tensor", "shape", "bits/weight", "SNR dB"), rows),
+                *table_lines(_TITLES, worst_first, _cells, None if whole else MOST_ROWS),
                 "",
                 f"model   {self.class_name} as {self.arch}, {self.tokens:,} tokens, {tied}",
-                f"stored  {len(self.matrices)} matrices in {self.word}, "
-                f"SNR {number(self.snr_db)} dB, {self.vectors} vectors in float32",
+                f"stored  {len(self.matrices):,} matrices in {self.word}, "
+                f"SNR {number(self.snr_db)} dB, {count_text(self.vectors, 'vector')} in float32",
                 f"total   {self.weights:,} weights, {self.bytes_in:,} -> {self.bytes_out:,} bytes, "
                 f"{number(self.bits_per_weight)} bits per weight, {self.seconds:.1f} s",
                 *note_lines(self.notes),
@@ -132,17 +165,31 @@ class FolderReport:
     seconds: float
     notes: tuple[str, ...] = ()
 
+    def document(self) -> dict[str, Any]:
+        """Return the report as nested data, for programs."""
+        return asdict(self)
+
     def table(self) -> str:
         """Return the report as text."""
         return "\n".join(
             [
-                f"model   {self.class_name} from {self.word}, {self.tensors} tensors, "
+                f"model   {self.class_name} from {self.word}, {count_text(self.tensors, 'tensor')}, "
                 f"{self.weights:,} weights",
                 f"total   {self.bytes_in:,} -> {self.bytes_out:,} bytes, {self.seconds:.1f} s",
                 f"files   {', '.join(self.files)}",
                 *note_lines(self.notes),
             ]
         )
+
+
+def _cells(tensor: PackedTensor) -> tuple[str, ...]:
+    """Return the cells of a matrix."""
+    return (
+        printable(tensor.name),
+        shape_text(tensor.shape),
+        number(tensor.bits_per_weight),
+        number(tensor.snr_db),
+    )
 
 
 def note_lines(notes: Sequence[str]) -> list[str]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any, Final
 
 import numpy as np
+import numpy.typing as npt
 
 from q43nl_numba.convert.errors import optional_package
 
@@ -47,3 +48,9 @@ def numpy_dtype(dtype: str) -> np.dtype[Any]:
         return np.dtype(_NUMPY[dtype])
     found: np.dtype[Any] = np.dtype(getattr(optional_package("ml_dtypes"), _ML_DTYPES[dtype]))
     return found
+
+
+def to_float32(values: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
+    """Return floats as float32; what is beyond its range becomes infinite."""
+    with np.errstate(over="ignore"):
+        return values.astype(np.float32, copy=False)

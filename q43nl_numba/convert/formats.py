@@ -6,10 +6,11 @@ import json
 from typing import Final
 
 _BYTES_READ: Final = 1 << 16
+_GGUF: Final = b"GGUF"
 
 #: First bytes, and what a file that begins with them is.
 _MAGIC: Final[tuple[tuple[bytes, str], ...]] = (
-    (b"GGUF", "a GGUF file"),
+    (_GGUF, "a GGUF file"),
     (b"version https://git-lfs.github.com/spec/",
      "a Git LFS pointer, not the file itself (`git lfs pull` fetches it)"),
     (b"PK\x03\x04", "a zip archive, most likely a PyTorch checkpoint (pickle)"),
@@ -24,6 +25,12 @@ _MAGIC: Final[tuple[tuple[bytes, str], ...]] = (
 )  # fmt: skip
 _TORCH_MEMBER: Final = b"data.pkl"
 _NUMPY_MEMBER: Final = b".npy"
+
+
+def is_gguf(path: str) -> bool:
+    """Tell whether a file begins as GGUF files do."""
+    with open(path, "rb") as file:
+        return file.read(len(_GGUF)) == _GGUF
 
 
 def format_name(path: str) -> str:

@@ -7,6 +7,7 @@ import os
 import re
 import secrets
 import stat
+import zlib
 from collections.abc import Iterator
 from typing import BinaryIO, Final
 
@@ -18,9 +19,13 @@ _NEW_FILE_MODE: Final = 0o666  # less what the umask takes
 
 
 class OutputFile:
-    """A file under its temporary name; errors speak of the name it is going to have."""
+    """A file under its temporary name; errors speak of the name it is going to have.
+
+    `checksum` is the CRC-32 of what has been written.
+    """
 
     def __init__(self, file: BinaryIO, path: str) -> None:
+        self.checksum = 0
         self._file = file
         self._path = path
 
@@ -28,6 +33,7 @@ class OutputFile:
         """Append bytes."""
         with _errors_name(self._path):
             self._file.write(part)
+        self.checksum = zlib.crc32(part, self.checksum)
 
     def settle(self) -> None:
         """Bring every byte to the disk."""
@@ -58,6 +64,30 @@ def check_output(source: str, destination: str, *, no_clobber: bool = False) -> 
         raise ModelFileError(f"{destination}: exists and is not a regular file")
     if no_clobber:
         raise _exists_already(destination)
+
+
+def check_output_folder(folder: str) -> None:
+    """Refuse a folder that exists and is not empty, or that cannot be created."""
+    if folder == "-" or not os.path.basename(folder.rstrip("/")):
+        raise ModelFileError(f"{folder}: must be the name of a new folder")
+    parent = os.path.dirname(os.path.abspath(folder))
+    if os.path.isdir(folder):
+        if os.path.islink(folder) or os.listdir(folder):
+            raise ModelFileError(f"{folder}: must be a new or an empty folder, found one with files")
+    elif os.path.lexists(folder):
+        raise ModelFileError(f"{folder}: must be a new folder, found a file")
+    elif not os.path.isdir(parent):
+        raise ModelFileError(f"{folder}: there is no folder {parent}")
+
+
+def sync_folder(folder: str) -> None:
+    """Bring the names in a folder to the disk, where the system can do that."""
+    with contextlib.suppress(OSError):
+        number = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(number)
+        finally:
+            os.close(number)
 
 
 @contextlib.contextmanager

@@ -1,4 +1,4 @@
-"""Reading model files: a header that was checked, and tensors a piece at a time.
+"""Read the headers of safetensors files, and check them.
 
 The safetensors package judges whether a file is sound, after our own checks, whose messages name
 the file and the tensor. Only gaps between tensors, which the format's own tools leave, are accepted
@@ -10,22 +10,13 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Iterator
 from typing import Any, BinaryIO, TypeGuard
 
-import numpy as np
-import numpy.typing as npt
-
-from q43nl_numba import GROUP_BYTES, GROUP_SIZE
-from q43nl_numba.convert.blocks import Blocks, block_shape
 from q43nl_numba.convert.container import LENGTH, MAX_HEADER_BYTES, METADATA_KEY, Entry, Header
-from q43nl_numba.convert.dtypes import item_bits, numpy_dtype
+from q43nl_numba.convert.dtypes import item_bits
 from q43nl_numba.convert.errors import ModelFileError, optional_package, tensor_error
 from q43nl_numba.convert.formats import format_name
-
-#: Weights handled at a time: small enough that memory stays flat and Ctrl-C is answered soon,
-#: large enough that starting the threads costs nothing. A multiple of the group size.
-PIECE_WEIGHTS = 1 << 19
+from q43nl_numba.convert.tensors import SourceFile, StoredTensor
 
 _NOT_JSON = (ValueError, RecursionError)
 _MAX_SIZE = 1 << 63
@@ -203,68 +194,8 @@ def _unsound(path: str, problem: str) -> ModelFileError:
     return ModelFileError(f"{path}: is not a sound safetensors file: {problem}")
 
 
-class TensorReader:
-    """Reads the tensors of one file piece by piece, so that memory does not grow with them."""
-
-    def __init__(self, header: Header) -> None:
-        self.header = header
-        self._file = open(header.path, "rb", buffering=0)  # noqa: SIM115 - closed by __exit__
-
-    def __enter__(self) -> TensorReader:
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self._file.close()
-
-    def bytes_of(self, entry: Entry, piece: int) -> Iterator[npt.NDArray[np.uint8]]:
-        """Yield the tensor's bytes, ``piece`` at a time; each array is overwritten by the next."""
-        buffer = np.empty(min(piece, entry.nbytes), np.uint8)
-        for begin in range(entry.begin, entry.end, piece):
-            part = buffer[: min(piece, entry.end - begin)]
-            self._fill(entry, part, self.header.data_start + begin)
-            yield part
-
-    def weights_of(self, entry: Entry, scale: Entry | None = None) -> Iterator[npt.NDArray[Any]]:
-        """Yield the weights of a floating tensor, flat, a multiple of 32 at a time but the last.
-
-        With `scale` they are float32: the products of the tensor's values and their scales.
-        """
-        dtype = numpy_dtype(entry.dtype)
-        blocks = None if scale is None else self._blocks(entry, scale)
-        done = 0
-        for part in self.bytes_of(entry, PIECE_WEIGHTS * dtype.itemsize):
-            values = part.view(dtype)
-            if blocks is None:
-                yield values
-            else:
-                scales = blocks.piece(done, done + values.size)
-                yield values.astype(np.float32) * scales
-            done += values.size
-
-    def whole(self, entry: Entry) -> npt.NDArray[Any]:
-        """Return all of a small floating tensor."""
-        parts = [part.copy() for part in self.weights_of(entry)]
-        flat = np.concatenate(parts) if parts else np.empty(0, numpy_dtype(entry.dtype))
-        return flat.reshape(entry.shape)
-
-    def _blocks(self, entry: Entry, scale: Entry) -> Blocks:
-        """Return the scales of a tensor, spread over its shape."""
-        block = block_shape(scale.shape, entry.shape)
-        assert block is not None  # the plan has checked it
-        return Blocks(self.whole(scale).astype(np.float32), entry.shape, block)
-
-    def groups_of(self, entry: Entry) -> Iterator[npt.NDArray[np.uint8]]:
-        """Yield the bytes of a packed tensor, whole groups at a time."""
-        return self.bytes_of(entry, PIECE_WEIGHTS // GROUP_SIZE * GROUP_BYTES)
-
-    def _fill(self, entry: Entry, part: npt.NDArray[np.uint8], offset: int) -> None:
-        unread = part.data
-        while unread:
-            try:
-                self._file.seek(offset + part.nbytes - unread.nbytes)
-                count = self._file.readinto(unread)
-            except OSError as error:
-                raise OSError(error.errno, error.strerror, self.header.path) from error
-            if not count:
-                raise tensor_error(self.header.path, entry.name, "the file became shorter")
-            unread = unread[count:]
+def read_tensors(path: str) -> dict[str, StoredTensor]:
+    """Return the tensors of a safetensors file, by name, in the header's order."""
+    file = SourceFile.at(path)
+    header = read_header(path)
+    return {entry.name: StoredTensor.of(file, header, entry) for entry in header.entries}

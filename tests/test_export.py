@@ -34,14 +34,20 @@ from model_files import BF16, DTYPES, read_raw, write_model
 from safetensors import safe_open
 
 from q43nl_numba import dequantize, q43nl, quality
+from q43nl_numba._text import json_text
 from q43nl_numba.convert import ModelFileError
+from q43nl_numba.convert import tensors as convert_tensors
+from q43nl_numba.convert.model import open_model
+from q43nl_numba.convert.rules import Rule
 from q43nl_numba.export import (
     CLASS_NAMES,
     ExportReport,
     ExportWarning,
     export_model,
-    folder,
 )
+from q43nl_numba.export.config import read_json
+from q43nl_numba.export.tensors import EngineTensor, Rotary
+from q43nl_numba.export.values import EngineValues
 
 
 @contextlib.contextmanager
@@ -78,8 +84,7 @@ EVERY_FILE = pytest.mark.parametrize(
 
 def test_every_architecture_has_a_tiny_model() -> None:
     classes = {
-        folder.read_json(str(ENGINE / model / "config.json")).get("architectures")[0]
-        for model in MODELS
+        read_json(str(ENGINE / model / "config.json")).get("architectures")[0] for model in MODELS
     }
     assert classes == set(CLASS_NAMES)
 
@@ -153,21 +158,34 @@ def test_contiguous_float32_first_tokens_last(model: str, dtype: str, exported: 
 def test_same_bytes_every_time_and_at_every_piece_size(
     tmp_path: Path, exported: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for weights in (1, 1 << 12):
-        monkeypatch.setattr(folder, "PIECE_WEIGHTS", weights)
+    for weights in (32, 1 << 12):
+        monkeypatch.setattr(convert_tensors, "PIECE_WEIGHTS", weights)
         for model in ("phi3", "qwen3", "gemma"):
             export_tiny(model, tmp_path / "again.st", method="grid", num_threads=1)
             assert (tmp_path / "again.st").read_bytes() == exported[model, "q43nl"].read_bytes()
 
 
-def test_memory_is_bounded_by_the_piece_size(monkeypatch: pytest.MonkeyPatch) -> None:
-    """No piece is larger than asked for, or than one head."""
-    monkeypatch.setattr(folder, "PIECE_WEIGHTS", 1024)
-    with folder.open_folder(str(ENGINE / "qwen3")) as opened:
-        embedding = opened.tensors["model.embed_tokens.weight"]
-        assert [len(piece) for piece in embedding.rows_of(0, 448)] == [16] * 28
-        query = opened.tensors["model.layers.0.self_attn.q_proj.weight"]
-        assert [len(piece) for piece in query.rows_of(0, 128, together=32)] == [32] * 4
+def test_a_piece_reads_the_heads_it_is_in(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Memory is bounded by the piece and a head, whatever the size of the tensor."""
+    query = open_model(ENGINE / "qwen3").tensors["model.layers.0.self_attn.q_proj.weight"]
+    read: list[tuple[int, int]] = []
+    floats = type(query).floats
+
+    def noted(self: Any, start: int, stop: int) -> Any:
+        read.append((start // 64, stop // 64))
+        return floats(self, start, stop)
+
+    monkeypatch.setattr(type(query), "floats", noted)
+    values = EngineValues.of(query, EngineTensor("", (128, 64), "", rotary=Rotary(32, 32)))
+    whole = values.values(0, values.size)
+    for start, stop, rows in (
+        (0, 64, (0, 32)),
+        (40 * 64, 41 * 64, (32, 64)),
+        (10 * 64 + 32, 90 * 64, (0, 96)),
+        (127 * 64, 128 * 64, (96, 128)),
+    ):
+        np.testing.assert_array_equal(values.values(start, stop), whole[start:stop])
+        assert read[-1] == rows
 
 
 # Formats
@@ -255,14 +273,17 @@ def test_one_file_or_shards(tmp_path: Path, exported: Any) -> None:
     assert (tmp_path / "out.st").read_bytes() == exported["llama3", "q43nl"].read_bytes()
 
 
-def test_links_into_a_cache(tmp_path: Path, exported: Any) -> None:
-    """As the hub's cache lays a model out."""
-    (tmp_path / "blobs").mkdir()
-    (tmp_path / "snapshot").mkdir()
+@pytest.mark.parametrize("given", ["snapshots/5f3a", ""])
+def test_links_into_a_cache(given: str, tmp_path: Path, exported: Any) -> None:
+    """As the hub's cache lays a model out, given the snapshot or the model."""
+    cache = tmp_path / "models--a--b"
+    for name in ("blobs", "refs", "snapshots/5f3a"):
+        (cache / name).mkdir(parents=True)
+    (cache / "refs" / "main").write_text("5f3a")
     for index, file in enumerate((ENGINE / "smollm2").iterdir()):
-        shutil.copy(file, tmp_path / "blobs" / str(index))
-        (tmp_path / "snapshot" / file.name).symlink_to(tmp_path / "blobs" / str(index))
-    export_model(tmp_path / "snapshot", tmp_path / "out.st", method="grid")
+        shutil.copy(file, cache / "blobs" / str(index))
+        (cache / "snapshots" / "5f3a" / file.name).symlink_to(f"../../blobs/{index}")
+    export_model(cache / given, tmp_path / "out.st", method="grid")
     assert (tmp_path / "out.st").read_bytes() == exported["smollm2", "q43nl"].read_bytes()
 
 
@@ -311,15 +332,15 @@ def test_importance_follows_the_rows(model: str, whole: bool, tmp_path: Path, rn
 def test_importance_that_does_not_fit(tmp_path: Path) -> None:
     name = "model.layers.0.mlp.up_proj.weight"
     for array, message in (
-        (np.ones((96, 32), np.float32), f"'{name}': importance must be .*found F32 \\[96, 32\\]"),
-        (np.ones(96, np.int32), f"'{name}': importance must be .*found I32"),
+        (np.ones((96, 32), np.float32), f"'{name}': importance .*\\[96, 32\\]"),
+        (np.ones(96, np.int32), f"'{name}': importance of dtype I32"),
         (np.full(96, -1, np.float32), f"'{name}'.*-1"),
     ):
         write_model(tmp_path / "importance.st", {name: array})
         with pytest.raises(ModelFileError, match=message):
             export_tiny("smollm2", tmp_path / "out.st", importance=tmp_path / "importance.st")
     write_model(tmp_path / "importance.st", {"other": np.ones(96, np.float32)})
-    with pytest.raises(ModelFileError, match=r"'other'.*is no matrix of the model"):
+    with pytest.raises(ModelFileError, match=r"'other'.*no such tensor"):
         export_tiny("smollm2", tmp_path / "out.st", importance=tmp_path / "importance.st")
     assert not (tmp_path / "out.st").exists()
 
@@ -343,22 +364,27 @@ def test_report(tmp_path: Path) -> None:
     assert (report.tied, report.tokens, report.notes) == (True, 416, ())
     assert report.vectors == 2 * 5 + 1
     source = read_tensors(ENGINE / "qwen2")
+    assert report.matrices == len(report.packed) == 1 + 2 * 7
     assert report.weights == sum(array.size for array in source.values())
     assert report.bits_per_weight == report.bytes_out * 8 / report.weights
-    first = report.matrices[0]
+    first = report.packed[0]
     embedding = source["model.embed_tokens.weight"].astype(np.float32)
     measured = quality(embedding, q43nl(embedding, "grid"))
     assert first.name == "model.embed.weight"
     assert first.snr_db == pytest.approx(measured.snr_db, abs=1e-4)
+    assert (first.mse_ratio, first.method) == (1.0, "grid")
     table = report.table()
     assert "Qwen2ForCausalLM as qwen2" in table
     assert "tied" in table
     assert f"{report.bytes_out:,} bytes" in table
 
 
-def test_float_report_has_no_noise_where_nothing_is_lost(tmp_path: Path) -> None:
+def test_report_of_other_formats(tmp_path: Path) -> None:
     report = export_tiny("smollm2", tmp_path / "out.st", dtype="bf16")
-    assert report.snr_db == math.inf
+    assert (report.matrices, report.packed) == (15, ())
+    assert math.isnan(report.snr_db)
+    assert "SNR" not in report.table()
+    assert json_text(report.document())
 
 
 # Arguments and outputs
@@ -380,11 +406,13 @@ def test_wrong_arguments(tmp_path: Path) -> None:
 
 def test_a_choice_of_matrices_is_an_error(tmp_path: Path) -> None:
     for options, message in (
-        ({"exclude": ["*embed*"]}, "'model.embed_tokens.weight' must be in the format of all"),
-        ({"include": ["*mlp*"]}, "'model.embed_tokens.weight' must be in the format of all"),
-        ({"exclude": ["*.wq.*"]}, "q_proj.weight' must be in the format of all"),
+        ({"exclude": "*embed*"}, "'model.embed_tokens.weight': must be in the format.*excluded"),
+        ({"include": "*mlp*"}, "'model.embed_tokens.weight': must be in the .*not included"),
+        ({"exclude": ["*.q_proj.*"]}, "q_proj.weight': must be in the format of all"),
         ({"exclude": ["*nothing*"]}, "exclude '\\*nothing\\*' matches no tensor"),
         ({"include": ["*", "nothing"]}, "include 'nothing' matches no tensor"),
+        ({"rules": [Rule(("*.v_proj.*",), keep="as-is")]}, "v_proj.weight': must.*by a rule"),
+        ({"dtype": "bf16", "exclude": ["*mlp*"]}, "gate_proj.weight': must be in the format"),
     ):
         with pytest.raises(ModelFileError, match=message):
             export_tiny("smollm2", tmp_path / "out.st", **options)
@@ -396,6 +424,20 @@ def test_a_choice_that_leaves_no_matrix_out(tmp_path: Path, exported: Any) -> No
     assert (tmp_path / "out.st").read_bytes() == exported["smollm2", "q43nl"].read_bytes()
 
 
+def test_rules_choose_methods(tmp_path: Path) -> None:
+    """A mix of methods is possible: all write the same format."""
+    rules = tmp_path / "rules.toml"
+    rules.write_text('[[rule]]\npattern = "*.down_proj.*"\nmethod = "optimal"\neffort = 1\n')
+    report = export_tiny("smollm2", tmp_path / "out.st", method="grid", rules=rules)
+    methods = {tensor.name: tensor.method for tensor in report.packed}
+    assert methods["model.layers.0.mlp.w2.weight"] == "optimal"
+    assert methods["model.layers.0.mlp.w1.weight"] == "grid"
+    source = read_tensors(ENGINE / "smollm2")["model.layers.1.mlp.down_proj.weight"]
+    packed = read_file(tmp_path / "out.st")["model.layers.1.mlp.w2.weight"]
+    wanted = q43nl(source.astype(np.float32), "optimal", effort=1)
+    np.testing.assert_array_equal(packed, wanted)
+
+
 def test_outputs_that_are_refused(tmp_path: Path) -> None:
     copy = ModelCopy("smollm2", tmp_path / "model")
     before = (copy.path / "model.safetensors").read_bytes()
@@ -403,12 +445,16 @@ def test_outputs_that_are_refused(tmp_path: Path) -> None:
         with pytest.raises(ModelFileError):
             export_model(copy.path, path)
     assert (copy.path / "model.safetensors").read_bytes() == before
+    (tmp_path / "there.st").write_text("old")
+    with pytest.raises(ModelFileError, match="exists already"):
+        export_model(copy.path, tmp_path / "there.st", no_clobber=True)
+    assert (tmp_path / "there.st").read_text() == "old"
 
 
 def test_an_interrupted_run_leaves_the_old_file(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from q43nl_numba.export import writing
+    from q43nl_numba.convert import packing
 
     (tmp_path / "out.st").write_text("old")
     calls = 0
@@ -420,7 +466,7 @@ def test_an_interrupted_run_leaves_the_old_file(
             raise KeyboardInterrupt
         return q43nl(*args, **options)
 
-    monkeypatch.setattr(writing, "q43nl", interrupted)
+    monkeypatch.setattr(packing, "q43nl", interrupted)
     with pytest.raises(KeyboardInterrupt):
         export_tiny("smollm2", tmp_path / "out.st", method="grid")
     assert os.listdir(tmp_path) == ["out.st"]

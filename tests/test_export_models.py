@@ -97,7 +97,6 @@ CONFIGS = [
         {"layer_types": ["full_attention", "chunked_attention"]},
         "'layer_types' must be .*'chunked_attention'",
     ),
-    ("smollm2", {"quantization_config": {"bits": 4}}, "'quantization_config' must be absent"),
     ("gemma", {"final_logit_softcapping": 30.0}, "'final_logit_softcapping' must be absent"),
     ("gemma", {"use_bidirectional_attention": True}, "'use_bidirectional_attention' must be"),
     ("smollm2", {"logits_scaling": 8.0}, "'logits_scaling' must be absent or 1"),

@@ -5,17 +5,17 @@ Everything here is found before the first byte of the output is written.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
-from fnmatch import fnmatchcase
+from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 
 from q43nl_numba.convert.dtypes import FLOATING
-from q43nl_numba.convert.errors import ModelFileError, tensor_error
+from q43nl_numba.convert.errors import ModelFileError
+from q43nl_numba.convert.plan import Decision
+from q43nl_numba.convert.tensors import Tensor
 from q43nl_numba.export.architectures import Architecture
 from q43nl_numba.export.config import JsonFile
 from q43nl_numba.export.dimensions import Dimensions
-from q43nl_numba.export.folder import ModelFolder, StoredTensor
 from q43nl_numba.export.metadata import is_gelu_with_erf, rope_scaling
 from q43nl_numba.export.tensors import EngineTensor
 
@@ -51,60 +51,38 @@ def check_config(
 
 
 def resolve_tensors(
-    folder: ModelFolder, architecture: Architecture, dims: Dimensions
-) -> tuple[tuple[EngineTensor, StoredTensor], ...]:
+    path: str,
+    decisions: Mapping[str, Decision],
+    config: JsonFile,
+    architecture: Architecture,
+    dims: Dimensions,
+) -> tuple[tuple[EngineTensor, Decision], ...]:
     """Find every tensor of the engine in the folder, and every tensor of the folder a use.
 
     Raises
     ------
     ModelFileError
-        If a tensor is missing, is left over, has another shape than the configuration says, or
-        holds no floating numbers.
+        If a tensor is missing, is left over, has another shape than the configuration says, holds
+        no floating numbers, or is a matrix that the caller does not want in the file's format.
     """
-    found: list[tuple[EngineTensor, StoredTensor]] = []
+    found: list[tuple[EngineTensor, Decision]] = []
     missing: dict[str, None] = {}  # in order, once: a fused source has several tensors
     for tensor in architecture.tensors(dims):
-        needed = _is_needed(folder.config, architecture, tensor)
-        stored = folder.tensors.get(tensor.source)
+        needed = _is_needed(config, architecture, tensor)
+        decision = decisions.get(tensor.source)
         if needed is False:
             continue
-        if stored is not None:
-            _check_stored(tensor, stored)
-            found.append((tensor, stored))
+        if decision is not None:
+            _check_source(tensor, decision)
+            found.append((tensor, decision))
         elif needed:
             missing[tensor.source] = None
-    _check_none_missing(folder, list(missing))
-    _check_none_left(folder, {tensor.source for tensor, _ in found})
+    _check_none_missing(path, list(missing))
+    used = {tensor.source for tensor, _ in found}
+    if config.flag("tie_word_embeddings"):
+        used.add(OUTPUT)
+    _check_none_left([decision.tensor for name, decision in decisions.items() if name not in used])
     return tuple(found)
-
-
-def check_patterns(
-    folder: ModelFolder,
-    tensors: Iterable[EngineTensor],
-    include: Sequence[str],
-    exclude: Sequence[str],
-) -> None:
-    """Refuse a choice that would leave a matrix out of the one format that a file has.
-
-    Patterns are those of the folder's names or of the engine's.
-
-    Raises
-    ------
-    ModelFileError
-        If a pattern matches no tensor, or the choice leaves a matrix out.
-    """
-    listed = tuple(tensors)
-    for option, patterns in (("include", include), ("exclude", exclude)):
-        for pattern in patterns:
-            if not any(_matches(tensor, (pattern,)) for tensor in listed):
-                raise ModelFileError(f"{folder.path}: {option} {pattern!r} matches no tensor")
-    for tensor in listed:
-        chosen = not include or _matches(tensor, include)
-        if tensor.is_matrix and (not chosen or _matches(tensor, exclude)):
-            raise ModelFileError(
-                f"{folder.path}: tensor {tensor.source!r} must be in the format of all the other "
-                "matrices, found it excluded: the engine reads one dtype from the metadata"
-            )
 
 
 def _is_needed(config: JsonFile, architecture: Architecture, tensor: EngineTensor) -> bool | None:
@@ -121,62 +99,50 @@ def _is_needed(config: JsonFile, architecture: Architecture, tensor: EngineTenso
     return True
 
 
-def _matches(tensor: EngineTensor, patterns: Sequence[str]) -> bool:
-    return any(
-        fnmatchcase(name, pattern) for name in (tensor.source, tensor.name) for pattern in patterns
-    )
-
-
-def _check_stored(tensor: EngineTensor, stored: StoredTensor) -> None:
-    if stored.entry.shape != tensor.source_shape:
-        raise tensor_error(
-            stored.path, tensor.source,
+def _check_source(tensor: EngineTensor, decision: Decision) -> None:
+    """Check that a tensor of the folder is what the configuration says, and is to be written."""
+    source = decision.tensor
+    if source.shape != tensor.source_shape:
+        raise source.error(
             f"its shape must be {list(tensor.source_shape)} as the configuration says, "
-            f"found {list(stored.entry.shape)}",
-        )  # fmt: skip
-    if stored.entry.dtype not in FLOATING or stored.entry.qtype is not None:
-        found = stored.entry.qtype or stored.entry.dtype
-        raise tensor_error(
-            stored.path,
-            tensor.source,
-            f"its dtype must be one of {', '.join(FLOATING)}, found {found}",
+            f"found {list(source.shape)}"
+        )
+    if source.dtype not in FLOATING:
+        raise source.error(f"its dtype must be one of {', '.join(FLOATING)}, found {source.dtype}")
+    if tensor.is_matrix and decision.treatment is None:
+        raise source.error(
+            f"must be in the format of all other matrices, found it {decision.reason}: the engine "
+            "reads one dtype from the metadata"
         )
 
 
-def _check_none_missing(folder: ModelFolder, missing: Sequence[str]) -> None:
+def _check_none_missing(path: str, missing: Sequence[str]) -> None:
+    """Refuse a folder without some tensors."""
     if missing:
         raise ModelFileError(
-            f"{folder.path}: the model must have {len(missing)} more tensors, "
-            f"found no {_names(missing)}"
+            f"{path}: the model must have {len(missing)} more tensors, found no {_names(missing)}"
         )
 
 
-def _check_none_left(folder: ModelFolder, used: set[str]) -> None:
+def _check_none_left(unused: Sequence[Tensor]) -> None:
     """Refuse tensors that would be dropped; of biases only those that are not zero."""
-    left = []
-    output_is_tied = folder.config.flag("tie_word_embeddings")
-    for name, stored in folder.tensors.items():
-        computed = name.endswith(".rotary_emb.inv_freq")
-        tied = name == OUTPUT and output_is_tied
-        if name in used or computed or tied:
-            continue
-        if name.endswith(".bias") and _is_zero(stored):
-            continue
-        left.append(name)
+    left = [tensor for tensor in unused if not _is_droppable(tensor)]
     if left:
-        first = folder.tensors[left[0]]
         raise ModelFileError(
-            f"{first.path}: the model must have no other tensors than the engine has a place for, "
-            f"found {_names(left)}"
+            f"{left[0].files[0].path}: the model must have no other tensors than the engine has a "
+            f"place for, found {_names([tensor.name for tensor in left])}"
         )
 
 
-def _is_zero(stored: StoredTensor) -> bool:
-    if stored.entry.dtype not in FLOATING:
-        return False
-    return not any(np.any(part) for part in stored.rows_of(0, stored.entry.shape[0]))
+def _is_droppable(tensor: Tensor) -> bool:
+    """Tell whether the model computes the same without a tensor."""
+    if tensor.name.endswith(".rotary_emb.inv_freq"):
+        return True
+    is_bias = tensor.name.endswith(".bias") and tensor.dtype in FLOATING
+    return is_bias and not np.any(tensor.whole())
 
 
 def _names(names: Sequence[str]) -> str:
+    """Return the first of some names, and the number of the others."""
     shown = ", ".join(map(repr, names[:_MOST_NAMES]))
     return f"{shown} and {len(names) - _MOST_NAMES} more" if len(names) > _MOST_NAMES else shown

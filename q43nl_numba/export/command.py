@@ -13,10 +13,12 @@ from q43nl_numba._process import DONE, can_print, say
 from q43nl_numba._text import json_text
 from q43nl_numba.convert import command as convert_command
 from q43nl_numba.convert.errors import ModelFileError
+from q43nl_numba.convert.progress import shown_progress
 from q43nl_numba.convert.reading import read_header
+from q43nl_numba.convert.rules import Treatment
 from q43nl_numba.export.architectures import CLASS_NAMES
 from q43nl_numba.export.engine_file import is_engine_file
-from q43nl_numba.export.exporting import DTYPES, check_arguments, export_model
+from q43nl_numba.export.exporting import DTYPES, check_arguments, export_model, find_format
 from q43nl_numba.export.inspecting import inspect_model
 from q43nl_numba.export.report import ExportWarning
 from q43nl_numba.export.restoring import RESTORE_DTYPES, restore_model
@@ -48,6 +50,11 @@ def declare_export(parser: argparse.ArgumentParser) -> None:
         "--no-clobber", action="store_true", help="refuse to replace an existing output"
     )
     parser.add_argument(
+        "--resume",
+        action="store_true",
+        help="go on with an interrupted run of the same input, arguments and version",
+    )
+    parser.add_argument(
         "--dtype",
         choices=DTYPES,
         default=DTYPES[0],
@@ -59,9 +66,15 @@ def declare_export(parser: argparse.ArgumentParser) -> None:
             action="append",
             default=[],
             metavar="GLOB",
-            help=f"matrices to {option}, by either name; a file has one format for all matrices, "
-            "so leaving one out is an error",
+            help=f"matrices to {option}, by the folder's names; a file has one format for all "
+            "matrices, so leaving one out is an error",
         )
+    parser.add_argument(
+        "--rules",
+        metavar="FILE",
+        help="TOML file of rules, as of convert: the first one that matches decides how a matrix "
+        "is packed",
+    )
     parser.add_argument(
         "--importance",
         metavar="FILE",
@@ -74,19 +87,20 @@ def declare_export(parser: argparse.ArgumentParser) -> None:
         help="export a model with RoPE scaling, which the engine ignores: its answers are not the "
         "model's",
     )
-    convert_command.add_output_format(parser, long_tables=True)
-    convert_command.add_method(parser.add_argument_group("method"))
+    convert_command._add_output_format(parser, long_tables=True)
+    convert_command._add_method(parser.add_argument_group("method"))
     parser.set_defaults(run=run_export, usage_error=parser.error)
 
 
 def run_export(args: argparse.Namespace) -> int:
     """Export as the parsed arguments say, print the report, and return the exit code."""
-    options = convert_command.given_options(args)
+    options = convert_command._given_options(args)
     try:
-        check_arguments(args.dtype, args.method, args.importance, options)
+        treatment = Treatment(args.method, tuple(options.items()), args.importance)
+        check_arguments(find_format(args.dtype), treatment)
     except (TypeError, ValueError) as error:
         args.usage_error(str(error))
-    with _warnings_are_said():
+    with _warnings_are_said(), shown_progress() as progress:
         report = export_model(
             args.folder,
             args.path,
@@ -95,9 +109,11 @@ def run_export(args: argparse.Namespace) -> int:
             importance=args.importance,
             include=args.include,
             exclude=args.exclude,
+            rules=args.rules or (),
             allow_rope_scaling=args.allow_rope_scaling,
             no_clobber=args.no_clobber,
-            progress=True,
+            resume=args.resume,
+            progress=progress,
             **options,
         )
     print(json_text(report.document()) if args.json else report.table(whole=args.all))
@@ -118,7 +134,9 @@ def declare_restore(parser: argparse.ArgumentParser) -> None:
         metavar="MODEL_FOLDER",
         help="the folder it was exported from: its configuration and tokenizer are copied",
     )
-    parser.set_defaults(run=_run_restore, usage_error=parser.error, run_other=parser.get_default("run"))
+    parser.set_defaults(
+        run=_run_restore, usage_error=parser.error, run_other=parser.get_default("run")
+    )
 
 
 def _run_restore(args: argparse.Namespace) -> int:
@@ -127,13 +145,16 @@ def _run_restore(args: argparse.Namespace) -> int:
         if args.dtype is not None or args.like is not None:
             args.usage_error("--dtype and --like are for engine files")
         return int(args.run_other(args))
-    report = restore_model(
-        args.source,
-        args.destination,
-        dtype=args.dtype or RESTORE_DTYPES[0],
-        like=args.like,
-        num_threads=args.num_threads,
-    )
+    with shown_progress() as progress:
+        report = restore_model(
+            args.source,
+            args.destination,
+            dtype=args.dtype or RESTORE_DTYPES[0],
+            like=args.like,
+            resume=getattr(args, "resume", False),
+            progress=progress,
+            num_threads=args.num_threads,
+        )
     print(json_text(report.document()) if args.json else report.table())
     return DONE
 
@@ -169,15 +190,15 @@ def _is_engine_file(path: str) -> bool:
 @contextlib.contextmanager
 def _warnings_are_said() -> Iterator[None]:
     """Print notes about the model on stderr as they come, before hours of work."""
-
-    def show(message: Warning | str, category: type[Warning], *rest: Any) -> None:
-        if issubclass(category, ExportWarning):
-            say(f"warning: {message}")
-        else:
-            shown(message, category, *rest)
-
     with warnings.catch_warnings():
         shown = warnings.showwarning
+
+        def show(message: Warning | str, category: type[Warning], *rest: Any) -> None:
+            if issubclass(category, ExportWarning):
+                say(f"warning: {message}")
+            else:
+                shown(message, category, *rest)
+
         warnings.simplefilter("always", ExportWarning)
-        warnings.showwarning = show
+        warnings.showwarning = show  # type: ignore[assignment]
         yield

@@ -6,12 +6,10 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-import numpy as np
-import numpy.typing as npt
-
-from q43nl_numba.convert.container import Entry, Header
+from q43nl_numba.convert.container import Header
 from q43nl_numba.convert.errors import ModelFileError, tensor_error
-from q43nl_numba.convert.reading import TensorReader, read_header
+from q43nl_numba.convert.reading import read_header
+from q43nl_numba.convert.tensors import SourceFile, StoredTensor
 from q43nl_numba.export.architectures import TABLE, Architecture, architecture_named
 from q43nl_numba.export.dimensions import Dimensions
 from q43nl_numba.export.plan import FORMATS, SCORES, TOKENS, Format
@@ -21,22 +19,37 @@ from q43nl_numba.export.tokenizer import Tokenizer, parse_tokens
 #: The engine refuses a file without either of these keys.
 _MARKS = ("palm", "pasllm")
 
-_PIECE_BYTES = 1 << 20
-
 
 @dataclass(frozen=True)
 class EngineFile:
     """An engine file whose tensors are what its metadata says.
 
-    `tensors` are those that the file holds, `entries` where each lies.
+    `tensors` are those that the file holds, each with its place.
     """
 
+    file: SourceFile
     header: Header
     architecture: Architecture
     dims: Dimensions
     format: Format
-    tensors: tuple[EngineTensor, ...]
-    entries: Mapping[str, Entry]
+    tensors: tuple[tuple[EngineTensor, StoredTensor], ...]
+    tokens: StoredTensor
+    scores: StoredTensor
+
+    def tokenizer(self) -> Tokenizer:
+        """Return the tokenizer.
+
+        Raises
+        ------
+        ModelFileError
+            If its bytes are not those of as many pieces.
+        """
+        data = self.tokens.stored_bytes(0, self.tokens.nbytes).tobytes()
+        try:
+            pieces = parse_tokens(data, self.dims.vocab_size)
+        except ValueError as error:
+            raise self.tokens.error(str(error)) from error
+        return Tokenizer(pieces, self.scores.floats(0, self.dims.vocab_size))
 
 
 def is_engine_file(header: Header) -> bool:
@@ -66,18 +79,27 @@ def read_engine_file(path: str) -> EngineFile:
     if problem:
         raise ModelFileError(f"{path}: {problem}")
     chosen = _format(header)
-    entries = {entry.name: entry for entry in header.entries}
+    file = SourceFile.at(path)
+    stored = {entry.name: StoredTensor.of(file, header, entry) for entry in header.entries}
     tensors = tuple(
-        tensor
+        (tensor, stored[tensor.name])
         for tensor in architecture.tensors(dims)
-        if _is_there(header, entries, tensor, chosen)
+        if _is_there(header, stored, tensor, chosen)
     )
-    _check_tokenizer(header, entries, dims)
-    known = {tensor.name for tensor in tensors} | {TOKENS, SCORES}
-    for name in entries:
+    known = {tensor.name for tensor, _ in tensors} | {TOKENS, SCORES}
+    for name in stored:
         if name not in known:
             raise tensor_error(path, name, f"is no tensor of {architecture.class_name}")
-    return EngineFile(header, architecture, dims, chosen, tensors, entries)
+    return EngineFile(
+        file,
+        header,
+        architecture,
+        dims,
+        chosen,
+        tensors,
+        _of_tokenizer(header, stored, TOKENS, "U8"),
+        _scores(header, stored, dims),
+    )
 
 
 def metadata_dimensions(header: Header) -> Dimensions:
@@ -100,33 +122,6 @@ def metadata_dimensions(header: Header) -> Dimensions:
     )
 
 
-def read_tokens(reader: TensorReader, entries: Mapping[str, Entry], vocab_size: int) -> Tokenizer:
-    """Return the tokenizer of an engine file.
-
-    Raises
-    ------
-    ModelFileError
-        If its bytes are not those of as many pieces.
-    """
-    path = reader.header.path
-    try:
-        pieces = parse_tokens(read_whole(reader, entries[TOKENS]).tobytes(), vocab_size)
-    except ValueError as error:
-        raise tensor_error(path, TOKENS, str(error)) from error
-    scores = read_whole(reader, entries[SCORES]).view("<f4").astype(np.float32)
-    return Tokenizer(pieces, scores)
-
-
-def read_whole(reader: TensorReader, entry: Entry) -> npt.NDArray[np.uint8]:
-    """Return all bytes of a small tensor."""
-    whole = np.empty(entry.nbytes, np.uint8)
-    position = 0
-    for part in reader.bytes_of(entry, _PIECE_BYTES):
-        whole[position : position + part.nbytes] = part
-        position += part.nbytes
-    return whole
-
-
 def _architecture(header: Header) -> Architecture:
     arch = header.metadata.get("arch", "")
     found = architecture_named(arch)
@@ -146,34 +141,40 @@ def _format(header: Header) -> Format:
 
 
 def _is_there(
-    header: Header, entries: Mapping[str, Entry], tensor: EngineTensor, chosen: Format
+    header: Header, stored: Mapping[str, StoredTensor], tensor: EngineTensor, chosen: Format
 ) -> bool:
-    """Check a tensor's entry; return False for one that a file may lack and does."""
-    entry = entries.get(tensor.name)
-    if entry is None:
+    """Check a tensor's bytes; return False for one that a file may lack and does."""
+    found = stored.get(tensor.name)
+    if found is None:
         if tensor.optional:
             return False
         raise tensor_error(header.path, tensor.name, "must be in the file, found none")
     dtype = chosen.dtype if tensor.is_matrix else "F32"
     nbytes = chosen.entry("", tensor.shape).nbytes if tensor.is_matrix else tensor.size * 4
-    if entry.dtype != dtype or entry.nbytes != nbytes:
-        raise tensor_error(
-            header.path, tensor.name,
+    if found.dtype != dtype or found.nbytes != nbytes:
+        raise found.error(
             f"must have {nbytes} bytes of {dtype} for shape {list(tensor.shape)}, "
-            f"found {entry.nbytes} of {entry.dtype}",
-        )  # fmt: skip
+            f"found {found.nbytes} of {found.dtype}"
+        )
     return True
 
 
-def _check_tokenizer(header: Header, entries: Mapping[str, Entry], dims: Dimensions) -> None:
-    for name, dtype in ((TOKENS, "U8"), (SCORES, "F32")):
-        if name not in entries or entries[name].dtype != dtype:
-            raise tensor_error(header.path, name, f"must be in the file as {dtype}, found none")
-    count = math.prod(entries[SCORES].shape)
+def _of_tokenizer(
+    header: Header, stored: Mapping[str, StoredTensor], name: str, dtype: str
+) -> StoredTensor:
+    """Return one of the tokenizer's tensors."""
+    if name not in stored or stored[name].dtype != dtype:
+        raise tensor_error(header.path, name, f"must be in the file as {dtype}, found none")
+    return stored[name]
+
+
+def _scores(header: Header, stored: Mapping[str, StoredTensor], dims: Dimensions) -> StoredTensor:
+    """Return the scores, of which every token has one."""
+    scores = _of_tokenizer(header, stored, SCORES, "F32")
+    count = math.prod(scores.shape)
     if count != dims.vocab_size:
-        raise tensor_error(
-            header.path, SCORES, f"must have {dims.vocab_size} values, found {count}"
-        )
+        raise scores.error(f"must have {dims.vocab_size} values, found {count}")
+    return scores
 
 
 def _integer(header: Header, key: str, default: int | None = None) -> int:

@@ -6,51 +6,52 @@ import os
 import time
 import warnings
 from collections.abc import Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
+from q43nl_numba import __version__
+from q43nl_numba.convert.errors import ModelFileError
+from q43nl_numba.convert.importance import Importance, ImportanceFile
+from q43nl_numba.convert.job import FilePlan, WrittenFile
+from q43nl_numba.convert.judging import Figures
+from q43nl_numba.convert.model import CONFIG_NAME, Model, open_model
 from q43nl_numba.convert.output import check_output
-from q43nl_numba.convert.packing import check_method
+from q43nl_numba.convert.packing import Pack
+from q43nl_numba.convert.plan import Decision, Wishes, decide
+from q43nl_numba.convert.results import PackedTensor
+from q43nl_numba.convert.rules import Rule, Treatment, check_treatment, patterns, read_rules
+from q43nl_numba.convert.run import OnProgress, write_one_file
+from q43nl_numba.convert.tensors import SourceFile
 from q43nl_numba.export.architectures import Architecture, architecture_of
 from q43nl_numba.export.chat import read_chat
-from q43nl_numba.export.checks import OUTPUT, check_config, check_patterns, resolve_tensors
-from q43nl_numba.export.dimensions import Dimensions
-from q43nl_numba.export.folder import ModelFolder, open_folder
-from q43nl_numba.export.importance import Importance
+from q43nl_numba.export.checks import OUTPUT, check_config, resolve_tensors
+from q43nl_numba.export.config import JsonFile, read_json
 from q43nl_numba.export.metadata import build_metadata, read_dimensions
-from q43nl_numba.export.plan import FORMATS, Format, Plan, plan_output
+from q43nl_numba.export.plan import FORMATS, Format, plan_steps
 from q43nl_numba.export.report import ExportReport, ExportWarning
+from q43nl_numba.export.tensors import EngineTensor
 from q43nl_numba.export.tokenizer import Tokenizer, read_tokenizer
-from q43nl_numba.export.writing import write_plan
 
 #: The choices of ``dtype``.
 DTYPES: tuple[str, ...] = tuple(FORMATS)
 
-
-@dataclass(frozen=True)
-class Prepared:
-    """All that is decided before the first byte is written."""
-
-    architecture: Architecture
-    dims: Dimensions
-    tokenizer: Tokenizer
-    metadata: dict[str, str]
-    plan: Plan
-    notes: tuple[str, ...]
+Path = str | os.PathLike[str]
 
 
 def export_model(
-    folder: str | os.PathLike[str],
-    path: str | os.PathLike[str],
+    folder: Path,
+    path: Path,
     *,
     dtype: str = "q43nl",
     method: str = "gradient",
-    importance: str | os.PathLike[str] | None = None,
-    include: Sequence[str] = (),
-    exclude: Sequence[str] = (),
+    importance: Path | None = None,
+    include: str | Sequence[str] = (),
+    exclude: str | Sequence[str] = (),
+    rules: Path | Sequence[Rule] = (),
     allow_rope_scaling: bool = False,
-    progress: bool = False,
+    no_clobber: bool = False,
+    resume: bool = False,
+    progress: OnProgress | None = None,
     **options: Any,
 ) -> ExportReport:
     """Write a Hugging Face model folder as the one file that the PasLLM engine runs.
@@ -65,8 +66,8 @@ def export_model(
     Parameters
     ----------
     folder : path
-        A folder with ``config.json``, ``tokenizer.json`` and ``model.safetensors``, or the index
-        and its shards; float32, float16, bfloat16 or float64.
+        A folder with ``config.json``, ``tokenizer.json`` and safetensors files, or one of the
+        hub's cache; float32, float16, bfloat16, float64, or 8-bit floats with scales.
     path : path
         The file to write. An existing one is replaced.
     dtype : {"q43nl", "bf16", "fp16", "fp32"}
@@ -76,14 +77,22 @@ def export_model(
     importance : path, optional
         For "q43nl": a safetensors file of weights of the squared errors, under the folder's tensor
         names: of their shape, or a number for each input column.
-    include, exclude : sequence of str
-        Name patterns (``*``, ``?``, ``[...]``) of tensors, by the folder's names or the engine's.
-        A file has one format for all matrices, so a choice that leaves one out is an error.
+    include, exclude : str or sequence of str
+        Name patterns (``*``, ``?``, ``[...]``) of the folder's tensors. A file has one format for
+        all matrices, so a choice that leaves one out is an error.
+    rules : path or sequence of Rule
+        A rule file, or its rules, as in `convert_model`: the first one that matches a matrix
+        decides how it is packed. A rule that keeps a matrix is an error.
     allow_rope_scaling : bool
         Export a model with RoPE scaling, which the engine does not have: its logits are not the
         model's then. By default this is an error.
-    progress : bool
-        Show a progress bar on stderr, if that is a terminal.
+    no_clobber : bool
+        Refuse to replace an existing file.
+    resume : bool
+        Go on with an interrupted run that wrote the same file, if there is one; the bytes are
+        those of an uninterrupted run. It must have had the same input, arguments and version.
+    progress : callable, optional
+        Called with a `Progress` (bytes read, bytes to read, name of the tensor) after each piece.
     **options
         Keyword arguments of `q43nl`: the method's parameters, ``eps_scale``, ``num_threads``.
 
@@ -103,11 +112,17 @@ def export_model(
         If a file cannot be read or written.
     ModelFileError
         If the folder is no sound model folder, the engine has no such architecture, would misread
-        a key or has no place for a tensor, a value cannot be stored, or `path` cannot be a file.
+        a key or has no place for a tensor, a value cannot be stored, `path` cannot be a file, or
+        the interrupted run was another one.
     ValueError, TypeError
         If an argument is out of range or belongs to another method or format.
     ModuleNotFoundError
         If a package of the ``convert`` extra is missing.
+
+    See Also
+    --------
+    inspect_model : What is in such a file.
+    restore_model : The way back.
 
     Examples
     --------
@@ -118,40 +133,99 @@ def export_model(
     """
     started = time.perf_counter()
     chosen = find_format(dtype)
-    _check_method(chosen, method, importance, options)
-    folder, path = os.fspath(folder), os.fspath(path)
-    with open_folder(folder) as model:
-        ready = prepare(
-            model,
-            chosen,
-            include=include,
-            exclude=exclude,
-            allow_rope_scaling=allow_rope_scaling,
-        )
-        for source in {stored.path for stored in model.tensors.values()}:
-            check_output(source, path)
-        weighting = (
-            None if importance is None else Importance(os.fspath(importance), ready.plan.tensors)
-        )
-        notes = ready.notes + (() if weighting is None else weighting.notes)
-        for note in notes:
-            warnings.warn(note, ExportWarning, stacklevel=2)
-        with weighting or nullcontext():
-            matrices, bytes_out = write_plan(
-                path, ready.plan, ready.metadata, ready.tokenizer,
-                method=method, options=options, importance=weighting, progress=progress,
-            )  # fmt: skip
-        return _report(path, model, ready, chosen, matrices, bytes_out, started, notes)
+    treatment = Treatment(
+        method, tuple(options.items()), None if importance is None else os.fspath(importance)
+    )
+    check_arguments(chosen, treatment)
+    wishes = Wishes(
+        treatment,
+        patterns("include", include),
+        patterns("exclude", exclude),
+        read_rules(os.fspath(rules)) if isinstance(rules, str | os.PathLike) else tuple(rules),
+    )
+    path = os.fspath(path)
+    export = plan_export(os.fspath(folder), chosen, wishes, allow_rope_scaling=allow_rope_scaling)
+    for source in export.inputs():
+        check_output(source.path, path, no_clobber=no_clobber)
+    for note in export.notes:
+        warnings.warn(note, ExportWarning, stacklevel=2)
+    plan = FilePlan(os.path.basename(path), export.plan.steps, export.plan.metadata)
+    written = write_one_file(plan, path, no_clobber=no_clobber, progress=progress)
+    return export.report(path, written, time.perf_counter() - started)
 
 
-def prepare(
-    folder: ModelFolder,
-    chosen: Format,
-    *,
-    include: Sequence[str] = (),
-    exclude: Sequence[str] = (),
-    allow_rope_scaling: bool = False,
-) -> Prepared:
+@dataclass(frozen=True)
+class Export:
+    """An export that was planned: no weights have been read, but for biases without a place."""
+
+    model: Model
+    architecture: Architecture
+    chosen: Format
+    wishes: Wishes
+    resolved: tuple[tuple[EngineTensor, Decision], ...]
+    tokenizer: Tokenizer
+    plan: FilePlan
+    importance: _ImportanceFiles
+    notes: tuple[str, ...]
+
+    def inputs(self) -> tuple[SourceFile, ...]:
+        """Return the files that are read."""
+        files = [file.file for file in self.model.files]
+        return (*files, *(SourceFile.at(path) for path in self.importance.opened))
+
+    def description(self) -> dict[str, Any]:
+        """Return what decides about the bytes."""
+        return {
+            "version": __version__,
+            "input": [
+                {"path": file.path, "bytes": file.nbytes, "modified_ns": file.modified_ns}
+                for file in self.inputs()
+            ],
+            "arguments": {
+                "command": "export",
+                "dtype": self.chosen.word,
+                **self.wishes.default.description(),
+                "rules": [rule.description() for rule in self.wishes.rules],
+            },
+            "metadata": dict(self.plan.metadata),
+        }
+
+    def report(self, path: str, written: WrittenFile, seconds: float) -> ExportReport:
+        """Return what was done."""
+        findings = dict(written.findings)
+        packed = tuple(
+            PackedTensor(
+                step.target.name,
+                tensor.shape,
+                step.target.nbytes,
+                Figures.from_document(findings[step.target.name]),
+                step.recipe.method,
+                written.name,
+            )
+            for (tensor, _), step in zip(self.resolved, self.plan.steps, strict=False)
+            if isinstance(step.recipe, Pack)
+        )
+        return ExportReport(
+            path=path,
+            class_name=self.architecture.class_name,
+            arch=self.architecture.arch,
+            word=self.chosen.word,
+            packed=packed,
+            matrices=sum(tensor.is_matrix for tensor, _ in self.resolved),
+            vectors=sum(not tensor.is_matrix for tensor, _ in self.resolved),
+            weights=sum(tensor.size for tensor, _ in self.resolved),
+            tokens=self.tokenizer.count,
+            tied=all(tensor.source != OUTPUT for tensor, _ in self.resolved),
+            bytes_in=self.model.nbytes,
+            bytes_out=written.nbytes,
+            seconds=seconds,
+            notes=self.notes,
+        )
+
+
+def plan_export(
+    folder: str, chosen: Format, wishes: Wishes, *, allow_rope_scaling: bool = False
+) -> Export:
     """Read and check everything but the weights, and plan the output.
 
     Raises
@@ -159,18 +233,21 @@ def prepare(
     OSError, ModelFileError
         As `export_model`.
     """
-    config = folder.config
+    model, config = _open_folder(folder)
     architecture = architecture_of(config)
     notes = list(check_config(config, architecture, allow_rope_scaling=allow_rope_scaling))
     dims = read_dimensions(config, architecture)
-    resolved = resolve_tensors(folder, architecture, dims)
-    check_patterns(folder, (tensor for tensor, _ in resolved), include, exclude)
-    tokenizer = read_tokenizer(folder.path, dims.vocab_size)
-    chat = read_chat(folder.path, config, dims.vocab_size)
+    decisions = {decision.tensor.name: decision for decision in decide(model, wishes)}
+    resolved = resolve_tensors(model.path, decisions, config, architecture, dims)
+    tokenizer = read_tokenizer(model.path, dims.vocab_size)
+    chat = read_chat(model.path, config, dims.vocab_size)
     metadata = build_metadata(config, architecture, dims, chat, chosen.word)
-    plan = plan_output(resolved, tokenizer, chosen)
-    return Prepared(
-        architecture, dims, tokenizer, metadata, plan, (*notes, *tokenizer.notes, *chat.notes)
+    importance = _ImportanceFiles([decision for _, decision in resolved])
+    notes += [*tokenizer.notes, *chat.notes, *importance.notes()]
+    steps = plan_steps(resolved, tokenizer, chosen, importance.of)
+    plan = FilePlan("", steps, tuple(metadata.items()))
+    return Export(
+        model, architecture, chosen, wishes, resolved, tokenizer, plan, importance, tuple(notes)
     )
 
 
@@ -187,40 +264,57 @@ def find_format(dtype: str) -> Format:
     return FORMATS[dtype]
 
 
-def _check_method(chosen: Format, method: str, importance: object, options: dict[str, Any]) -> None:
-    """Check the arguments of the quantizer, which other formats have no use for."""
-    check_method(method, options)
-    if chosen.is_packed:
-        return
-    useless = ["importance"] if importance is not None else []
-    useless += [name for name in options if name != "num_threads"]
-    if useless:
+def check_arguments(chosen: Format, treatment: Treatment) -> None:
+    """Check the arguments of the quantizer, which other formats have no use for.
+
+    Raises
+    ------
+    ValueError, TypeError
+        As `export_model`.
+    """
+    check_treatment(treatment)
+    useless = [name for name, _ in treatment.options if name != "num_threads"]
+    if treatment.importance is not None:
+        useless.append("importance")
+    if useless and not chosen.is_packed:
         raise ValueError(f"dtype must be 'q43nl' for {useless[0]}, found {chosen.word!r}")
 
 
-def _report(
-    path: str,
-    folder: ModelFolder,
-    ready: Prepared,
-    chosen: Format,
-    matrices: tuple[Any, ...],
-    bytes_out: int,
-    started: float,
-    notes: tuple[str, ...],
-) -> ExportReport:
-    vectors = [item.tensor for item in ready.plan.tensors if not item.tensor.is_matrix]
-    return ExportReport(
-        path=path,
-        class_name=ready.architecture.class_name,
-        arch=ready.architecture.arch,
-        word=chosen.word,
-        matrices=matrices,
-        vectors=len(vectors),
-        vector_weights=sum(tensor.shape[0] for tensor in vectors),
-        tokens=ready.tokenizer.count,
-        tied=all(item.tensor.source != OUTPUT for item in ready.plan.tensors),
-        bytes_in=folder.nbytes,
-        bytes_out=bytes_out,
-        seconds=time.perf_counter() - started,
-        notes=notes,
-    )
+def _open_folder(path: str) -> tuple[Model, JsonFile]:
+    """Open a model folder and its configuration."""
+    if not os.path.isdir(path):
+        raise ModelFileError(f"{path}: must be a model folder, found no folder")
+    model = open_model(path)
+    config = os.path.join(model.path, CONFIG_NAME)
+    if not os.path.isfile(config):
+        raise ModelFileError(f"{model.path}: a model folder must hold {CONFIG_NAME}, found none")
+    return model, read_json(config)
+
+
+class _ImportanceFiles:
+    """The importance files of a run, each opened once."""
+
+    def __init__(self, decisions: Sequence[Decision]) -> None:
+        self.opened: dict[str, ImportanceFile] = {}
+        self._packed: dict[str, set[str]] = {}
+        for decision in decisions:
+            path = decision.treatment.importance if decision.treatment else None
+            if path is not None:
+                if path not in self.opened:
+                    self.opened[path] = ImportanceFile(path)
+                self._packed.setdefault(path, set()).add(decision.tensor.name)
+
+    def of(self, decision: Decision) -> Importance | None:
+        """Return the importance of a tensor that is quantized, or None."""
+        path = decision.treatment.importance if decision.treatment else None
+        return None if path is None else self.opened[path].of(decision.tensor)
+
+    def notes(self) -> list[str]:
+        """Return a note for each file about the entries that nothing uses."""
+        found = []
+        for path, file in self.opened.items():
+            names = file.unused(self._packed[path])
+            if names:
+                more = f" and {len(names) - 1} more" if len(names) > 1 else ""
+                found.append(f"importance of {path} is not used for {names[0]!r}{more}")
+        return found

@@ -10,8 +10,7 @@ from typing import Any
 from q43nl_numba._text import number, printable
 from q43nl_numba.convert.contents import FileContents, inspect
 from q43nl_numba.convert.errors import ModelFileError
-from q43nl_numba.convert.reading import TensorReader
-from q43nl_numba.export.engine_file import EngineFile, read_engine_file, read_tokens
+from q43nl_numba.export.engine_file import EngineFile, read_engine_file
 from q43nl_numba.export.plan import SCORES, TOKENS
 
 #: Lines of the description: a title, and the metadata keys that it shows.
@@ -147,7 +146,7 @@ def inspect_model(path: str | os.PathLike[str]) -> EngineContents:
     problem, tokens, file = "", None, None
     try:
         file = read_engine_file(contents.path)
-        tokens = _token_count(file)
+        tokens = file.tokenizer().count
     except ModelFileError as error:
         problem = str(error)
     return EngineContents(
@@ -160,14 +159,9 @@ def inspect_model(path: str | os.PathLike[str]) -> EngineContents:
     )
 
 
-def _token_count(file: EngineFile) -> int:
-    with TensorReader(file.header) as reader:
-        return read_tokens(reader, file.entries, file.dims.vocab_size).count
-
-
 def _with_shapes(contents: FileContents, file: EngineFile) -> FileContents:
     """Give packed tensors, which are stored as bytes in a row, the shape of their weights."""
-    shapes = {tensor.name: tensor.shape for tensor in file.tensors}
+    shapes = {tensor.name: tensor.shape for tensor, _ in file.tensors}
     tensors = tuple(
         replace(tensor, shape=shapes.get(tensor.name, tensor.shape)) for tensor in contents.tensors
     )

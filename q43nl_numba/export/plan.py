@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Final
 
-from q43nl_numba.convert.container import QTYPE, Entry, packed_shape, place, plain_entry
-from q43nl_numba.export.folder import StoredTensor
-from q43nl_numba.export.tensors import EngineTensor, Floats
+from q43nl_numba.convert.container import QTYPE, Entry, packed_shape, plain_entry
+from q43nl_numba.convert.importance import Importance
+from q43nl_numba.convert.job import Literal, Recipe, Step
+from q43nl_numba.convert.packing import Pack
+from q43nl_numba.convert.plan import Decision
+from q43nl_numba.convert.tensors import Tensor
+from q43nl_numba.export.tensors import IDENTITY, EngineTensor
 from q43nl_numba.export.tokenizer import Tokenizer
+from q43nl_numba.export.values import EngineValues, FiniteCast
 
 TOKENS: Final = "tokenizer.tokens"
 SCORES: Final = "tokenizer.scores"
@@ -47,66 +52,62 @@ FORMATS: Final = {
     "fp32": Format("FP32", "F32"),
 }
 
-
-@dataclass(frozen=True)
-class OutputTensor:
-    """One tensor of the output: its entry there, and what it is made from."""
-
-    target: Entry
-    tensor: EngineTensor
-    stored: StoredTensor
-
-    @property
-    def is_matrix(self) -> bool:
-        """Whether the tensor is stored in the file's format."""
-        return self.tensor.is_matrix
-
-    def pieces(self) -> Iterator[Floats]:
-        """Yield the engine's float32 values of the tensor, whole rows at a time."""
-        tensor = self.tensor
-        rows = self.stored.rows_of(tensor.first_row, tensor.shape[0], tensor.rows_together)
-        for piece in rows:
-            ordered = piece if tensor.rotary is None else tensor.rotary.to_engine(piece)
-            yield tensor.affine.to_engine(ordered)
+#: Returns the importance of a tensor of the folder that is quantized, or None.
+ImportanceOf = Callable[[Decision], Importance | None]
 
 
-@dataclass(frozen=True)
-class Plan:
-    """All tensors of the output, placed; the tokenizer's two come ready."""
-
-    tensors: tuple[OutputTensor, ...]
-    tokens: Entry
-    scores: Entry
-
-    @property
-    def entries(self) -> tuple[Entry, ...]:
-        """The entries in the order of the header."""
-        return (*(tensor.target for tensor in self.tensors), self.tokens, self.scores)
+def plan_steps(
+    resolved: Sequence[tuple[EngineTensor, Decision]],
+    tokenizer: Tokenizer,
+    chosen: Format,
+    importance_of: ImportanceOf,
+) -> tuple[Step, ...]:
+    """Return the steps of the engine's file, in the order of its own converter."""
+    return tuple(_steps(resolved, tokenizer, chosen, importance_of))
 
 
-def plan_output(
-    resolved: Sequence[tuple[EngineTensor, StoredTensor]], tokenizer: Tokenizer, chosen: Format
-) -> Plan:
-    """Place every tensor of the output, without gaps and float32 first.
+def _steps(
+    resolved: Sequence[tuple[EngineTensor, Decision]],
+    tokenizer: Tokenizer,
+    chosen: Format,
+    importance_of: ImportanceOf,
+) -> Iterator[Step]:
+    """Yield the steps."""
+    for tensor, decision in resolved:
+        if not tensor.is_matrix:
+            entry = plain_entry(tensor.name, "F32", tensor.shape)
+        else:
+            entry = chosen.entry(tensor.name, tensor.shape)
+        yield Step(entry, _recipe(tensor, decision, entry, importance_of))
+    tokens = tokenizer.tokens_tensor().tobytes()
+    yield Step(Entry(TOKENS, "U8", (len(tokens),), 0, len(tokens)), Literal(tokens))
+    scores = tokenizer.scores.astype("<f4")
+    yield Step(plain_entry(SCORES, "F32", scores.shape), Literal(scores.tobytes()))
 
-    Stock readers want no gaps; float32 data stay aligned when the packed bytes, of any length,
-    come after them.
+
+def _recipe(
+    tensor: EngineTensor, decision: Decision, entry: Entry, importance_of: ImportanceOf
+) -> Recipe:
+    """Return how the bytes of one tensor are made."""
+    values = EngineValues.of(decision.tensor, tensor)
+    treatment = decision.treatment
+    if entry.qtype != QTYPE or treatment is None:
+        return FiniteCast(values, entry.dtype)
+    importance = _permuted(importance_of(decision), decision.tensor, tensor)
+    return Pack(values, treatment.method, treatment.options, importance)
+
+
+def _permuted(
+    importance: Importance | None, source: Tensor, tensor: EngineTensor
+) -> Importance | None:
+    """Cut and order importance like the rows; a number for each column serves every row.
+
+    What `affine` does to the weights leaves it alone: it multiplies all errors of a tensor by the
+    same number.
     """
-    entries = [
-        chosen.entry(tensor.name, tensor.shape)
-        if tensor.is_matrix
-        else plain_entry(tensor.name, "F32", tensor.shape)
-        for tensor, _ in resolved
-    ]
-    count = len(tokenizer.tokens_tensor())
-    entries.append(Entry(TOKENS, "U8", (count,), 0, count))
-    entries.append(plain_entry(SCORES, "F32", tokenizer.scores.shape))
-    *targets, tokens, scores = place(entries)
-    return Plan(
-        tuple(
-            OutputTensor(target, tensor, stored)
-            for target, (tensor, stored) in zip(targets, resolved, strict=True)
-        ),
-        tokens,
-        scores,
-    )
+    if importance is None:
+        return None
+    values = importance.values
+    if values.shape == source.shape:
+        values = EngineValues.of(values, replace(tensor, affine=IDENTITY))
+    return Importance(values, tensor.shape)

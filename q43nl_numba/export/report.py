@@ -8,9 +8,11 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from q43nl_numba._text import count_text, number, printable, shape_text
-from q43nl_numba.convert.report import MOST_ROWS, PackedTensor, snr_db, table_lines
+from q43nl_numba.convert.judging import snr_db
+from q43nl_numba.convert.report import MOST_ROWS, table_lines
+from q43nl_numba.convert.results import PackedTensor
 
-_TITLES = ("tensor", "shape", "bits/weight", "SNR dB")
+_TITLES = ("tensor", "shape", "bits/weight", "SNR dB", "MSE ratio")
 
 
 class ExportWarning(UserWarning):
@@ -29,12 +31,12 @@ class ExportReport:
         The architecture, by transformers' name and by the engine's.
     word : str
         The format of the matrices, as the file's metadata has it.
-    matrices : tuple of PackedTensor
-        The matrices in the order of the file, under the engine's names, with their errors.
-    vectors : int
-        Number of float32 tensors (norms and biases).
-    vector_weights : int
-        Number of weights in them.
+    packed : tuple of PackedTensor
+        The matrices that the quantizer made, in the order of the file, under the engine's names.
+    matrices, vectors : int
+        Number of matrices, and of float32 tensors (norms and biases).
+    weights : int
+        Number of weights in all of them.
     tokens : int
         Number of tokens that have a piece.
     tied : bool
@@ -51,9 +53,10 @@ class ExportReport:
     class_name: str
     arch: str
     word: str
-    matrices: tuple[PackedTensor, ...]
+    packed: tuple[PackedTensor, ...]
+    matrices: int
     vectors: int
-    vector_weights: int
+    weights: int
     tokens: int
     tied: bool
     bytes_in: int
@@ -62,23 +65,20 @@ class ExportReport:
     notes: tuple[str, ...] = ()
 
     @property
-    def weights(self) -> int:
-        """Number of weights in the file."""
-        return sum(tensor.weights for tensor in self.matrices) + self.vector_weights
-
-    @property
     def bits_per_weight(self) -> float:
         """Bits of the whole file, tokenizer and all, for each weight."""
         return self.bytes_out * 8 / self.weights if self.weights else math.nan
 
     @property
     def snr_db(self) -> float:
-        """Signal-to-noise ratio of all matrices together, in decibels."""
-        signal = sum(tensor.signal for tensor in self.matrices)
-        return snr_db(signal, sum(tensor.noise for tensor in self.matrices))
+        """Signal-to-noise ratio of all packed matrices together, in decibels; NaN without any."""
+        if not self.packed:
+            return math.nan
+        signal = sum(tensor.signal for tensor in self.packed)
+        return snr_db(signal, sum(tensor.noise for tensor in self.packed))
 
     def document(self) -> dict[str, Any]:
-        """Return the report as nested data, for programs; matrices in the file's order."""
+        """Return the report as nested data, for programs; packed matrices in the file's order."""
         return {
             "path": self.path,
             "class_name": self.class_name,
@@ -86,16 +86,20 @@ class ExportReport:
             "dtype": self.word,
             "tokens": self.tokens,
             "tied": self.tied,
-            "matrices": [
+            "packed": [
                 {
                     "name": tensor.name,
                     "shape": list(tensor.shape),
                     "bytes": tensor.nbytes,
                     "bits_per_weight": tensor.bits_per_weight,
                     "snr_db": tensor.snr_db,
+                    "mse_ratio": tensor.mse_ratio,
+                    "max_abs_error": tensor.max_abs_error,
+                    "method": tensor.method,
                 }
-                for tensor in self.matrices
+                for tensor in self.packed
             ],
+            "matrices": self.matrices,
             "vectors": self.vectors,
             "notes": list(self.notes),
             "total": {
@@ -116,15 +120,17 @@ class ExportReport:
         whole : bool
             Show every matrix, not only the first `MOST_ROWS`.
         """
-        worst_first = sorted(self.matrices, key=lambda tensor: tensor.snr_db)
+        worst_first = sorted(self.packed, key=lambda tensor: tensor.snr_db)
+        table = table_lines(_TITLES, worst_first, _cells, None if whole else MOST_ROWS)
         tied = "output tied to the embedding" if self.tied else "output of its own"
+        snr = f", SNR {number(self.snr_db)} dB" if self.packed else ""
         return "\n".join(
             [
-                *table_lines(_TITLES, worst_first, _cells, None if whole else MOST_ROWS),
-                "",
+                *table,
+                *([""] if table else []),
                 f"model   {self.class_name} as {self.arch}, {self.tokens:,} tokens, {tied}",
-                f"stored  {len(self.matrices):,} matrices in {self.word}, "
-                f"SNR {number(self.snr_db)} dB, {count_text(self.vectors, 'vector')} in float32",
+                f"stored  {self.matrices:,} matrices in {self.word}{snr}, "
+                f"{count_text(self.vectors, 'vector')} in float32",
                 f"total   {self.weights:,} weights, {self.bytes_in:,} -> {self.bytes_out:,} bytes, "
                 f"{number(self.bits_per_weight)} bits per weight, {self.seconds:.1f} s",
                 *note_lines(self.notes),
@@ -173,8 +179,8 @@ class FolderReport:
         """Return the report as text."""
         return "\n".join(
             [
-                f"model   {self.class_name} from {self.word}, {count_text(self.tensors, 'tensor')}, "
-                f"{self.weights:,} weights",
+                f"model   {self.class_name} from {self.word}, "
+                f"{count_text(self.tensors, 'tensor')}, {self.weights:,} weights",
                 f"total   {self.bytes_in:,} -> {self.bytes_out:,} bytes, {self.seconds:.1f} s",
                 f"files   {', '.join(self.files)}",
                 *note_lines(self.notes),
@@ -189,6 +195,7 @@ def _cells(tensor: PackedTensor) -> tuple[str, ...]:
         shape_text(tensor.shape),
         number(tensor.bits_per_weight),
         number(tensor.snr_db),
+        number(tensor.mse_ratio, 3),
     )
 
 

@@ -2,37 +2,33 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
-import secrets
-import shutil
 import time
-from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import Any, Final
 
 import numpy as np
-import numpy.typing as npt
 
-from q43nl_numba import GROUP_BYTES, GROUP_SIZE, dequantize
-from q43nl_numba.convert.container import Entry, header_bytes, place, plain_entry
-from q43nl_numba.convert.dtypes import numpy_dtype
-from q43nl_numba.convert.errors import ModelFileError, tensor_error
-from q43nl_numba.convert.output import whole_file
-from q43nl_numba.convert.reading import PIECE_WEIGHTS, TensorReader
+from q43nl_numba import __version__, dequantize
+from q43nl_numba.convert.container import plain_entry
+from q43nl_numba.convert.errors import ModelFileError
+from q43nl_numba.convert.job import FilePlan, Step
+from q43nl_numba.convert.model import CONFIG_NAME, INDEX_NAME
+from q43nl_numba.convert.run import OnProgress, write_folder
+from q43nl_numba.convert.shards import index_text, parse_size, shard_names, split_by_size
+from q43nl_numba.convert.tensors import StoredTensor
 from q43nl_numba.export.architectures import architecture_of
 from q43nl_numba.export.chat import read_chat
 from q43nl_numba.export.checks import OUTPUT
 from q43nl_numba.export.config import JsonFile, read_json
-from q43nl_numba.export.engine_file import EngineFile, read_engine_file, read_tokens
-from q43nl_numba.export.folder import CONFIG, SINGLE
+from q43nl_numba.export.engine_file import EngineFile, read_engine_file
 from q43nl_numba.export.metadata import build_metadata, read_dimensions
 from q43nl_numba.export.model_config import model_config, tokenizer_config
 from q43nl_numba.export.rebuilding import NotRebuiltError, rebuild_tokenizer, with_zero_byte
 from q43nl_numba.export.report import FolderReport
-from q43nl_numba.export.tensors import EngineTensor, Floats
+from q43nl_numba.export.tensors import EngineTensor
 from q43nl_numba.export.tokenizer import FILE_NAME, Tokenizer, build_tokenizer, read_tokenizer
+from q43nl_numba.export.values import FiniteCast, FolderValues
 
 _DTYPES: Final = {"float32": "F32", "bfloat16": "BF16", "float16": "F16"}
 
@@ -43,7 +39,7 @@ _TOKENIZER_CONFIG: Final = "tokenizer_config.json"
 
 #: What a folder holds beside the weights, for `like`.
 _COMPANIONS: Final = (
-    CONFIG,
+    CONFIG_NAME,
     "generation_config.json",
     FILE_NAME,
     _TOKENIZER_CONFIG,
@@ -56,7 +52,7 @@ _COMPANIONS: Final = (
 )
 
 #: transformers refuses a file without it.
-_METADATA: Final = {"format": "pt"}
+_METADATA: Final = (("format", "pt"),)
 
 
 def restore_model(
@@ -65,6 +61,9 @@ def restore_model(
     *,
     dtype: str = "float32",
     like: str | os.PathLike[str] | None = None,
+    max_shard_size: int | str | None = None,
+    resume: bool = False,
+    progress: OnProgress | None = None,
     num_threads: int | None = None,
 ) -> FolderReport:
     """Bring an engine file back to a Hugging Face folder that transformers opens.
@@ -83,12 +82,19 @@ def restore_model(
     path : path
         The engine's file, in Q43NL, BF16, FP16 or FP32.
     folder : path
-        The folder to write; there must be none yet.
+        The folder to write; it must be a new or an empty one.
     dtype : {"float32", "bfloat16", "float16"}
         The dtype of all tensors. Values of Q43NL are exact in float32 only.
     like : path, optional
         The folder that the file was exported from; its configuration must give the file's
         metadata, and its tokenizer the file's.
+    max_shard_size : int or str, optional
+        Write files of at most so many bytes of data: a number, or a string such as "5GB". By
+        default there is one file.
+    resume : bool
+        Go on with an interrupted run that wrote the same folder, if there is one.
+    progress : callable, optional
+        Called with a `Progress` (bytes read, bytes to read, name of the tensor) after each piece.
     num_threads : int, optional
         Threads for decoding, as in `dequantize`.
 
@@ -103,126 +109,102 @@ def restore_model(
         If a file cannot be read or written.
     ModelFileError
         If `path` is no sound engine file of an architecture and a format known here, `like` is not
-        the folder it was made from, or `folder` exists.
-    ValueError
-        If `dtype` is not one of the choices, or num_threads is out of range.
+        the folder it was made from, `folder` cannot be written, or the interrupted run was another
+        one.
+    ValueError, TypeError
+        If `dtype` is not one of the choices, or another argument is out of range.
     """
     started = time.perf_counter()
     if dtype not in _DTYPES:
         raise ValueError(f"dtype must be one of {', '.join(_DTYPES)}, found {dtype!r}")
+    dequantize(np.empty(0, np.uint8), num_threads=num_threads)  # checks the argument
+    limit = None if max_shard_size is None else parse_size(max_shard_size)
     file = read_engine_file(os.fspath(path))
-    folder = os.fspath(folder)
-    tied = all(tensor.source != OUTPUT for tensor in file.tensors)
-    with TensorReader(file.header) as reader, _whole_folder(folder) as made:
-        tokenizer = read_tokens(reader, file.entries, file.dims.vocab_size)
-        if like is None:
-            files, notes = _write_companions(made, file, tokenizer, tied=tied, dtype=dtype)
-        else:
-            files, notes = _copy_companions(os.fspath(like), made, file, tokenizer), []
-        sources = _sources(file, _DTYPES[dtype])
-        weights_path = os.path.join(made, SINGLE)
-        with whole_file(weights_path) as output:
-            output.write(
-                header_bytes(weights_path, [source.entry for source in sources], _METADATA)
-            )
-            for source in sorted(sources, key=lambda source: source.entry.begin):
-                for tensor in source.parts:
-                    for piece in _folder_pieces(reader, file, tensor, num_threads):
-                        output.write(_cast(file, tensor, piece, source.entry).data)
-        bytes_out = os.path.getsize(weights_path)
+    tokenizer = file.tokenizer()
+    plans = _weight_plans(file, _DTYPES[dtype], limit, num_threads)
+    if like is None:
+        companions, notes = _written_companions(file, tokenizer, dtype)
+    else:
+        companions, notes = _copied_companions(os.fspath(like), file, tokenizer), []
+    if len(plans) > 1:
+        companions[INDEX_NAME] = index_text(plans, {}).encode()
+
+    def finish(made: str) -> None:
+        for name, content in companions.items():
+            with open(os.path.join(made, name), "wb") as output:
+                output.write(content)
+
+    written = write_folder(
+        plans,
+        os.fspath(folder),
+        _description(file, dtype, limit),
+        finish,
+        resume=resume,
+        progress=progress,
+    )
     return FolderReport(
-        path=folder,
+        path=os.fspath(folder),
         class_name=file.architecture.class_name,
         word=file.format.word,
-        tensors=len(sources),
-        weights=sum(source.entry.size for source in sources),
-        files=(*files, SINGLE),
-        bytes_in=os.path.getsize(os.fspath(path)),
-        bytes_out=bytes_out,
+        tensors=sum(len(plan.steps) for plan in plans),
+        weights=sum(tensor.size for tensor, _ in file.tensors),
+        files=(*companions, *(plan.name for plan in plans)),
+        bytes_in=file.file.nbytes,
+        bytes_out=sum(part.nbytes for part in written),
         seconds=time.perf_counter() - started,
         notes=tuple(notes),
     )
 
 
-# The weights
-
-
-@dataclass(frozen=True)
-class _Source:
-    """A tensor of the folder, and the engine's tensors that its rows come from, in order."""
-
-    entry: Entry
-    parts: tuple[EngineTensor, ...]
-
-
-def _sources(file: EngineFile, dtype: str) -> list[_Source]:
-    """Return the folder's tensors in the order of the engine's."""
-    parts: dict[str, list[EngineTensor]] = {}
-    for tensor in file.tensors:
-        parts.setdefault(tensor.source, []).append(tensor)
-    entries = place(
-        plain_entry(name, dtype, together[0].source_shape) for name, together in parts.items()
+def _weight_plans(
+    file: EngineFile, dtype: str, limit: int | None, num_threads: int | None
+) -> tuple[FilePlan, ...]:
+    """Return the plans of the folder's files of weights; tensors in the order of the engine's."""
+    parts: dict[str, list[tuple[EngineTensor, StoredTensor]]] = {}
+    for tensor, stored in file.tensors:
+        parts.setdefault(tensor.source, []).append((tensor, stored))
+    steps = {}
+    for name, together in parts.items():
+        values = FolderValues.of(together, num_threads)
+        steps[name] = Step(plain_entry(name, dtype, values.shape), FiniteCast(values, dtype))
+    entries = [step.target for step in steps.values()]
+    groups = [entries] if limit is None else split_by_size(entries, limit)
+    return tuple(
+        FilePlan(name, tuple(steps[entry.name] for entry in group), _METADATA)
+        for name, group in zip(shard_names(len(groups)), groups, strict=True)
     )
-    return [
-        _Source(entry, tuple(sorted(parts[entry.name], key=lambda tensor: tensor.first_row)))
-        for entry in entries
-    ]
 
 
-def _folder_pieces(
-    reader: TensorReader, file: EngineFile, tensor: EngineTensor, num_threads: int | None
-) -> Iterator[Floats]:
-    """Yield the folder's float32 values of a tensor, whole rows (and heads) at a time."""
-    for rows in _engine_pieces(reader, file, tensor, num_threads):
-        ordered = rows if tensor.rotary is None else tensor.rotary.from_engine(rows)
-        yield tensor.affine.from_engine(ordered)
-
-
-def _engine_pieces(
-    reader: TensorReader, file: EngineFile, tensor: EngineTensor, num_threads: int | None
-) -> Iterator[Floats]:
-    """Yield the values that the engine computes with."""
-    entry = file.entries[tensor.name]
-    columns = tensor.size // tensor.shape[0]
-    together = tensor.rows_together
-    count = max(PIECE_WEIGHTS // (columns * together), 1) * together
-    shape = (-1, *tensor.shape[1:])
-    if tensor.is_matrix and file.format.is_packed:
-        row_bytes = columns // GROUP_SIZE * GROUP_BYTES
-        for part in reader.bytes_of(entry, count * row_bytes):
-            yield dequantize(part, num_threads=num_threads).reshape(shape)
-        return
-    dtype = numpy_dtype(entry.dtype)
-    for part in reader.bytes_of(entry, count * columns * dtype.itemsize):
-        yield part.view(dtype).reshape(shape).astype(np.float32)
-
-
-def _cast(
-    file: EngineFile, tensor: EngineTensor, values: Floats, target: Entry
-) -> npt.NDArray[np.uint8]:
-    with np.errstate(over="ignore"):
-        cast = values.astype(numpy_dtype(target.dtype))
-    lost = ~np.isfinite(cast.astype(np.float32))
-    if lost.any():
-        raise tensor_error(
-            file.header.path, tensor.name,
-            f"its values must fit {target.dtype}, found {values[lost][0]}",
-        )  # fmt: skip
-    return cast.reshape(-1).view(np.uint8)
+def _description(file: EngineFile, dtype: str, limit: int | None) -> dict[str, Any]:
+    """Return what decides about the bytes."""
+    return {
+        "version": __version__,
+        "input": [
+            {
+                "path": file.file.path,
+                "bytes": file.file.nbytes,
+                "modified_ns": file.file.modified_ns,
+            }
+        ],
+        "arguments": {"command": "restore", "dtype": dtype, "max_shard_size": limit},
+    }
 
 
 # The files beside the weights
 
 
-def _write_companions(
-    folder: str, file: EngineFile, tokenizer: Tokenizer, *, tied: bool, dtype: str
-) -> tuple[list[str], list[str]]:
-    """Write what the file tells of the configuration and the tokenizer; return names and notes."""
+def _written_companions(
+    file: EngineFile, tokenizer: Tokenizer, dtype: str
+) -> tuple[dict[str, bytes], list[str]]:
+    """Return what the file tells of the configuration and the tokenizer, and notes about that."""
+    tied = all(tensor.source != OUTPUT for tensor, _ in file.tensors)
     files = {
-        CONFIG: model_config(file, tied=tied, torch_dtype=dtype),
+        CONFIG_NAME: model_config(file, tied=tied, torch_dtype=dtype),
         _TOKENIZER_CONFIG: tokenizer_config(file),
     }
-    notes = [f"{CONFIG} and {_TOKENIZER_CONFIG} hold what the file tells, not all of the original"]
+    notes = [
+        f"{CONFIG_NAME} and {_TOKENIZER_CONFIG} hold what the file tells, not all of the original"
+    ]
     corrected = with_zero_byte(tokenizer)
     try:
         rebuilt = rebuild_tokenizer(corrected)
@@ -238,10 +220,10 @@ def _write_companions(
             f"{FILE_NAME} is rebuilt: the same tokens and merges, words cut by the engine's "
             "expression instead of the original's"
         )
-    for name, content in files.items():
-        with open(os.path.join(folder, name), "w", encoding="utf-8") as output:
-            json.dump(content, output, ensure_ascii=False, indent=2)
-    return list(files), notes
+    texts = {
+        name: json.dumps(content, ensure_ascii=False, indent=2) for name, content in files.items()
+    }
+    return {name: (text + "\n").encode() for name, text in texts.items()}, notes
 
 
 def _check_rebuilt(rebuilt: dict[str, Any], expected: Tokenizer) -> None:
@@ -254,45 +236,33 @@ def _check_rebuilt(rebuilt: dict[str, Any], expected: Tokenizer) -> None:
         raise NotRebuiltError("the same tokens and scores must come out again, found others")
 
 
-def _copy_companions(like: str, folder: str, file: EngineFile, tokenizer: Tokenizer) -> list[str]:
-    """Copy the original's files, after checking that the engine file was made from it."""
-    config = read_json(os.path.join(like, CONFIG))
+def _copied_companions(like: str, file: EngineFile, tokenizer: Tokenizer) -> dict[str, bytes]:
+    """Return the original's files, after checking that the engine file was made from it."""
+    config = read_json(os.path.join(like, CONFIG_NAME))
     architecture = architecture_of(config)
     dims = read_dimensions(config, architecture)
     chat = read_chat(like, config, dims.vocab_size)
     expected = build_metadata(config, architecture, dims, chat, file.format.word)
     found = file.header.metadata
-    for key in ("arch", "dim", "n_layers", *expected):
-        if found.get(key) != expected.get(key):
+    for key, text in expected.items():
+        if found.get(key) != text:
             raise ModelFileError(
-                f"{file.header.path}: metadata key {key!r} must be {expected.get(key)!r:.80} as in "
-                f"{like}, found {found.get(key)!r:.80}"
+                f"{file.header.path}: metadata key {key!r} must be {text!r:.80} as in {like}, "
+                f"found {found.get(key)!r:.80}"
             )
     if not _same_tokenizer(read_tokenizer(like, dims.vocab_size), with_zero_byte(tokenizer)):
         raise ModelFileError(
             f"{file.header.path}: the tokenizer must be that of {like}, found another"
         )
-    names = [name for name in _COMPANIONS if os.path.isfile(os.path.join(like, name))]
-    for name in names:
-        shutil.copyfile(os.path.join(like, name), os.path.join(folder, name))
-    return names
+    files = {}
+    for name in _COMPANIONS:
+        path = os.path.join(like, name)
+        if os.path.isfile(path):
+            with open(path, "rb") as content:
+                files[name] = content.read()
+    return files
 
 
 def _same_tokenizer(one: Tokenizer, other: Tokenizer) -> bool:
+    """Tell whether two tokenizers have the same pieces and scores."""
     return one.pieces == other.pieces and np.array_equal(one.scores, other.scores)
-
-
-@contextlib.contextmanager
-def _whole_folder(path: str) -> Iterator[str]:
-    """Make a folder that appears under its name only when the block ends without an exception."""
-    target = os.path.abspath(path)
-    if os.path.lexists(target):
-        raise ModelFileError(f"{path}: must be a folder that does not exist yet, found one")
-    temporary = os.path.join(os.path.dirname(target), f".q43nl-{secrets.token_hex(8)}.tmp")
-    os.mkdir(temporary)
-    try:
-        yield temporary
-        os.rename(temporary, target)
-    except BaseException:
-        shutil.rmtree(temporary, ignore_errors=True)
-        raise

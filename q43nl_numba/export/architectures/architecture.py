@@ -32,7 +32,6 @@ ACTIVATIONS = {
 #: Keys that change what a model computes and that the engine does not know, with the values that
 #: change nothing.
 _WITHOUT_EFFECT: dict[str, tuple[Any, ...]] = {
-    "quantization_config": (),
     "final_logit_softcapping": (),
     "attn_logit_softcapping": (),
     "logit_scale": (1, 1.0),

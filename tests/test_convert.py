@@ -6,7 +6,7 @@ import json
 import math
 import os
 import struct
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,18 @@ pytest.importorskip("safetensors")
 ml_dtypes = pytest.importorskip("ml_dtypes")
 pytest.importorskip("tqdm")
 
+from model_files import (  # noqa: E402
+    BF16,
+    DTYPES,
+    NAMES,
+    Tensors,
+    gauss,
+    info,
+    read_raw,
+    stored,
+    write_model,
+    write_raw,
+)
 from safetensors import safe_open  # noqa: E402
 from safetensors.numpy import load_file  # noqa: E402
 
@@ -26,77 +38,19 @@ from q43nl_numba.convert import (  # noqa: E402
     CurveDistribution,
     ModelFileError,
     convert,
+    converting,
     inspect,
     packing,
-    reading,
     restore,
 )
 
-BF16 = np.dtype(ml_dtypes.bfloat16)
-DTYPES = {
-    "F64": np.dtype("<f8"),
-    "F32": np.dtype("<f4"),
-    "F16": np.dtype("<f2"),
-    "BF16": BF16,
-    "I64": np.dtype("<i8"),
-    "I32": np.dtype("<i4"),
-    "U8": np.dtype("u1"),
-    "BOOL": np.dtype("?"),
-}
-NAMES = {dtype: name for name, dtype in DTYPES.items()}
 FLOATING = ("F64", "F32", "F16", "BF16")
-
-Tensors = dict[str, np.ndarray]
-
-
-# The container written and read by hand, so that nothing under test vouches for itself.
-
-
-def write_raw(path: Path, header: object, data: bytes = b"", length: int | None = None) -> Path:
-    text = header if isinstance(header, bytes) else json.dumps(header).encode()
-    path.write_bytes(struct.pack("<Q", len(text) if length is None else length) + text + data)
-    return path
-
-
-def write_model(path: Path, tensors: Tensors, metadata: dict[str, str] | None = None) -> Path:
-    header: dict[str, Any] = {} if metadata is None else {"__metadata__": metadata}
-    data = b""
-    for name, array in tensors.items():
-        header[name] = info(NAMES[array.dtype], array.shape, len(data), array.nbytes)
-        data += array.tobytes()
-    return write_raw(path, header, data)
-
-
-def info(dtype: str, shape: Sequence[int], begin: int, nbytes: int, **more: Any) -> dict[str, Any]:
-    return {
-        "dtype": dtype,
-        "shape": list(shape),
-        "data_offsets": [begin, begin + nbytes],
-        **more,
-    }
-
-
-def read_raw(path: Path) -> tuple[dict[str, Any], bytes]:
-    content = path.read_bytes()
-    (length,) = struct.unpack("<Q", content[:8])
-    return json.loads(content[8 : 8 + length]), content[8 + length :]
 
 
 def rewrite_header(path: Path, change: Callable[[dict[str, Any]], object]) -> Path:
     header, data = read_raw(path)
     change(header)
     return write_raw(path, header, data)
-
-
-def stored(path: Path, name: str) -> np.ndarray:
-    header, data = read_raw(path)
-    begin, end = header[name]["data_offsets"]
-    array = np.frombuffer(data[begin:end], DTYPES[header[name]["dtype"]])
-    return array.reshape(header[name]["shape"])
-
-
-def gauss(shape: tuple[int, ...], dtype: np.dtype[Any], seed: int = 1) -> np.ndarray:
-    return (np.random.default_rng(seed).standard_normal(shape) * 0.05).astype(dtype)
 
 
 @pytest.fixture
@@ -145,7 +99,7 @@ def test_pieces_make_the_same_file(
 ) -> None:
     convert(model, tmp_path / "whole", "grid", keep_dtype="float16")
     restore(tmp_path / "whole", tmp_path / "whole.back")
-    monkeypatch.setattr(reading, "PIECE_WEIGHTS", 32)
+    monkeypatch.setattr("q43nl_numba.convert.tensors.PIECE_WEIGHTS", 32)
     report = convert(model, tmp_path / "pieces", "grid", keep_dtype="float16")
     restore(tmp_path / "pieces", tmp_path / "pieces.back")
     assert (tmp_path / "whole").read_bytes() == (tmp_path / "pieces").read_bytes()
@@ -521,7 +475,7 @@ def test_bad_values_name_file_tensor_and_place(tmp_path: Path, dtype: str, value
 def test_the_place_counts_from_the_start_of_the_tensor(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(reading, "PIECE_WEIGHTS", 64)
+    monkeypatch.setattr("q43nl_numba.convert.tensors.PIECE_WEIGHTS", 64)
     bad = gauss((3, 2, 64), np.dtype("<f4"))
     bad[2, 1, 7] = math.nan
     path = write_model(tmp_path / "in.st", {"bad": bad})
@@ -754,22 +708,31 @@ def test_inputs_that_are_no_files(tmp_path: Path, work: Any) -> None:
     with pytest.raises(FileNotFoundError) as caught:
         work(tmp_path / "missing", *more)
     assert caught.value.filename == str(tmp_path / "missing")
-    with pytest.raises(ModelFileError, match="is a folder, expected a safetensors file"):
+    with pytest.raises(ModelFileError, match="must be a folder with safetensors files, found no"):
         work(tmp_path, *more)
     with pytest.raises(ModelFileError, match="is not a regular file"):
         work(os.devnull, *more)
 
 
-def test_a_file_that_becomes_shorter(
-    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("change", ["shorter", "other"])
+def test_a_file_that_changes_while_it_is_read(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, change: str
 ) -> None:
-    def cut_then_plan(*args: Any) -> Any:
-        os.truncate(model, model.stat().st_size - 500)
-        return plan(*args)
+    """Half of one model and half of another would be no model."""
 
-    plan = packing.plan_conversion
-    monkeypatch.setattr(packing, "plan_conversion", cut_then_plan)
-    refused(convert, model, "the file became shorter")
+    def change_then_decide(*args: Any) -> Any:
+        decisions = decide(*args)
+        if change == "shorter":
+            os.truncate(model, model.stat().st_size - 500)
+        else:
+            content = model.read_bytes()
+            model.unlink()
+            model.write_bytes(content)
+        return decisions
+
+    decide = converting.decide
+    monkeypatch.setattr(converting, "decide", change_then_decide)
+    refused(convert, model, "the file changed while it was read")
 
 
 def test_a_converted_file_is_not_converted_again(model: Path, tmp_path: Path) -> None:
@@ -876,7 +839,7 @@ def test_inspect_checks_what_is_marked(tmp_path: Path, entry: dict[str, Any]) ->
     refused(inspect, path, "tensor 'w': is marked Q43NL but is")
 
 
-@pytest.mark.parametrize("package", ["safetensors", "ml_dtypes", "tqdm"])
+@pytest.mark.parametrize("package", ["safetensors", "ml_dtypes"])
 def test_a_missing_package_names_the_extra(
     model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, package: str
 ) -> None:

@@ -15,7 +15,7 @@ pytest.importorskip("tqdm")
 from safetensors.numpy import load_file, save_file  # noqa: E402
 
 from q43nl_numba import cli  # noqa: E402
-from q43nl_numba.convert import ModelFileError, convert, reading  # noqa: E402
+from q43nl_numba.convert import ModelFileError, convert  # noqa: E402
 
 METHOD = "coarse_fine"
 
@@ -52,8 +52,7 @@ def written(tmp_path, importance):
 @pytest.mark.parametrize("piece", [64, 1 << 19])
 def test_every_tensor_gets_its_own(tmp_path, monkeypatch, tensors, importance, model, piece):
     """Also where pieces and columns are out of step."""
-    monkeypatch.setattr(reading, "PIECE_WEIGHTS", piece)
-    monkeypatch.setattr("q43nl_numba.convert.importance.PIECE_WEIGHTS", piece)
+    monkeypatch.setattr("q43nl_numba.convert.tensors.PIECE_WEIGHTS", piece)
     told = written(tmp_path, importance)
     convert(model, tmp_path / "out", METHOD, importance=told)
     stored = load_file(tmp_path / "out")
@@ -119,8 +118,7 @@ def test_what_is_refused(tmp_path, model, name, value, problem):
 
 @pytest.mark.parametrize("piece", [64, 1 << 19])
 def test_experts_have_columns_of_their_own(tmp_path, monkeypatch, rng, tensors, model, piece):
-    monkeypatch.setattr(reading, "PIECE_WEIGHTS", piece)
-    monkeypatch.setattr("q43nl_numba.convert.importance.PIECE_WEIGHTS", piece)
+    monkeypatch.setattr("q43nl_numba.convert.tensors.PIECE_WEIGHTS", piece)
     experts = rng.exponential(size=(3, 64)).astype(np.float32)
     convert(model, tmp_path / "out", METHOD, importance=written(tmp_path, {"shape": experts}))
     full = np.broadcast_to(experts[:, None], (3, 5, 64))

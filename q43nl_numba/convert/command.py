@@ -93,11 +93,11 @@ def declare_convert(parser: argparse.ArgumentParser) -> None:
 def _run_convert(args: argparse.Namespace) -> int:
     """Convert and print the report."""
     from q43nl_numba.convert import convert
-    from q43nl_numba.convert.packing import check_method
+    from q43nl_numba.convert.rules import Treatment, check_treatment
 
     options = _given_options(args)
     try:
-        check_method(args.method, options)
+        check_treatment(Treatment(args.method, tuple(options.items())))
     except (TypeError, ValueError) as error:
         args.usage_error(str(error))
     report = convert(

@@ -65,11 +65,6 @@ class Header:
 
     file_bytes: int
 
-    @property
-    def data_bytes(self) -> int:
-        """Number of bytes of all tensors together."""
-        return sum(entry.nbytes for entry in self.entries)
-
 
 def packed_shape(shape: tuple[int, ...]) -> tuple[int, ...]:
     """Return the shape of the packed bytes: 19 for every 32 weights of the last dimension.

@@ -13,9 +13,11 @@ import numpy.typing as npt
 from q43nl_numba import GROUP_DTYPE
 from q43nl_numba._text import count_text, number, printable, shape_text
 from q43nl_numba.convert.container import QTYPE, Entry
-from q43nl_numba.convert.reading import TensorReader, read_header
+from q43nl_numba.convert.model import open_model
 from q43nl_numba.convert.record import RECORD_KEY, Record
 from q43nl_numba.convert.report import MOST_ROWS, table_lines
+from q43nl_numba.convert.restoring import Unpack
+from q43nl_numba.convert.tensors import StoredTensor, Tensor
 
 _LOWEST_CURVE = -128
 _BARS = "▁▂▃▄▅▆▇█"
@@ -142,12 +144,12 @@ class FileContents:
 
 
 def inspect(source: str | os.PathLike[str]) -> FileContents:
-    """Tell what is in a safetensors file, converted or not.
+    """Tell what is in a model, converted or not: a file, or a folder of files.
 
     Parameters
     ----------
     source : path
-        The file to look into.
+        The safetensors file, GGUF file or folder to look into.
 
     Returns
     -------
@@ -177,27 +179,34 @@ def inspect(source: str | os.PathLike[str]) -> FileContents:
     bias F32 (4,) 32.0
     >>> folder.cleanup()
     """
-    header = read_header(os.fspath(source))
-    record = Record(header)
-    with TensorReader(header) as reader:
-        tensors = tuple(_tensor_contents(record, reader, entry) for entry in header.entries)
-    return FileContents(header.path, tensors, header.metadata, header.file_bytes)
+    model = open_model(source)
+    tensors = []
+    for file in model.files:
+        record = Record(file.header)
+        tensors += [
+            _tensor_contents(record, entry, model.tensors[entry.name])
+            for entry in file.header.entries
+        ]
+    return FileContents(model.path, tuple(tensors), model.metadata, model.nbytes)
 
 
-def _tensor_contents(record: Record, reader: TensorReader, entry: Entry) -> TensorContents:
+def _tensor_contents(record: Record, entry: Entry, tensor: Tensor) -> TensorContents:
+    """Return what one tensor of a file is."""
     original = record.original(entry)
-    if not original.packed:
+    if not (original.packed and isinstance(tensor, StoredTensor)):
         dtype = entry.dtype if entry.qtype is None else entry.qtype
         return TensorContents(entry.name, dtype, entry.shape, entry.shape, entry.nbytes, None)
-    curves = _curve_distribution(reader, entry)
+    curves = _curve_distribution(tensor)
     return TensorContents(entry.name, QTYPE, original.shape, entry.shape, entry.nbytes, curves)
 
 
-def _curve_distribution(reader: TensorReader, entry: Entry) -> CurveDistribution:
+def _curve_distribution(tensor: StoredTensor) -> CurveDistribution:
+    """Return the curves of a packed tensor."""
     counts: npt.NDArray[np.int64] = np.zeros(256, np.int64)
     zero_groups = 0
-    for packed in reader.groups_of(entry):
-        groups = packed.view(GROUP_DTYPE)
+    recipe = Unpack(tensor, "F32")
+    for piece in recipe.pieces():
+        groups = recipe.load(piece).view(GROUP_DTYPE)
         nonzero = groups["scale"] != 0
         zero_groups += int(groups.size - np.count_nonzero(nonzero))
         curves = groups["curve"][nonzero].astype(np.int64)

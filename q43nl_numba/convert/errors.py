@@ -5,6 +5,8 @@ from __future__ import annotations
 import importlib
 from typing import Any
 
+from q43nl_numba._text import printable
+
 
 class ModelFileError(ValueError):
     """A model file, or a tensor in it, is not what the work needs.
@@ -14,7 +16,7 @@ class ModelFileError(ValueError):
     """
 
     def __init__(self, message: str) -> None:
-        super().__init__("".join(c if c.isprintable() else ascii(c)[1:-1] for c in message))
+        super().__init__(printable(message))
 
 
 def tensor_error(path: str, name: str, problem: str) -> ModelFileError:

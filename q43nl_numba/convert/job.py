@@ -18,8 +18,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from itertools import islice
-from typing import Any, Final, TypeAlias
+from typing import Any, Final, NamedTuple, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -27,7 +26,7 @@ import numpy.typing as npt
 from q43nl_numba.convert.container import Entry, header_bytes, place
 from q43nl_numba.convert.dtypes import numpy_dtype
 from q43nl_numba.convert.output import OutputFile, whole_file
-from q43nl_numba.convert.tensors import PIECE_WEIGHTS, StoredTensor, Tensor, piece_bounds
+from q43nl_numba.convert.tensors import StoredTensor, Tensor, piece_bounds, ranges
 
 _READ_AHEAD: Final = 3
 _WRITE_BEHIND: Final = 3
@@ -185,49 +184,55 @@ def _write_steps(
     with _thread("read") as reader, _thread("write") as writer:
         pieces = _loaded(reader, in_data_order(steps))
         for made in _made(pieces, on_piece, findings):
-            writer.run(output.write, memoryview(made.reshape(-1).view(np.uint8)))
+            writer.run(output.write, made.reshape(-1).view(np.uint8).data)
         writer.wait()
     names = (step.target.name for step in steps)
     return [(name, findings[name]) for name in names if findings.get(name) is not None]
 
 
+class _Job(NamedTuple):
+    """One piece of one step, and its share of the bytes that are read for the step."""
+
+    step: Step
+    piece: Piece
+    is_last: bool
+    source_bytes: int
+
+
 def _made(
-    pieces: Iterable[tuple[Step, bool, int, Any]], on_piece: OnPiece, findings: dict[str, Any]
+    loaded: Iterable[tuple[_Job, Any]], on_piece: OnPiece, findings: dict[str, Any]
 ) -> Iterator[Made]:
     """Make one piece after the other; fill in what was found about each tensor."""
     maker: Maker | None = None
-    for step, is_last, source_bytes, loaded in pieces:
-        maker = maker or step.recipe.maker()
-        yield maker.make(loaded)
-        on_piece(step.target.name, source_bytes)
-        if is_last:
-            findings[step.target.name] = maker.finding()
+    for job, content in loaded:
+        maker = maker or job.step.recipe.maker()
+        yield maker.make(content)
+        on_piece(job.step.target.name, job.source_bytes)
+        if job.is_last:
+            findings[job.step.target.name] = maker.finding()
             maker = None
 
 
-def _loaded(reader: _Thread, steps: Iterable[Step]) -> Iterator[tuple[Step, bool, int, Any]]:
+def _loaded(reader: _Thread, steps: Iterable[Step]) -> Iterator[tuple[_Job, Any]]:
     """Yield every piece of every step with what was loaded for it, a few of them ahead."""
-    jobs = _jobs(steps)
-    waiting = deque(
-        (*job, reader.start(job[0].recipe.load, piece))
-        for *job, piece in islice(jobs, _READ_AHEAD)
-    )
-    while waiting:
-        step, is_last, source_bytes, future = waiting.popleft()
-        loaded = future.result()
-        for *job, piece in islice(jobs, 1):
-            waiting.append((*job, reader.start(job[0].recipe.load, piece)))
-        yield step, is_last, source_bytes, loaded
+    waiting: deque[tuple[_Job, Future[Any]]] = deque()
+    for job in _jobs(steps):
+        waiting.append((job, reader.start(job.step.recipe.load, job.piece)))
+        if len(waiting) > _READ_AHEAD:
+            first, content = waiting.popleft()
+            yield first, content.result()
+    for job, content in waiting:
+        yield job, content.result()
 
 
-def _jobs(steps: Iterable[Step]) -> Iterator[tuple[Step, bool, int, Piece]]:
-    """Yield every piece of every step, whether it is the last one, and its share of the bytes."""
+def _jobs(steps: Iterable[Step]) -> Iterator[_Job]:
+    """Yield every piece of every step."""
     for step in steps:
         pieces = step.recipe.pieces()
         done = 0
         for number, piece in enumerate(pieces, 1):
             upto = step.recipe.source_bytes * number // len(pieces)
-            yield step, number == len(pieces), upto - done, piece
+            yield _Job(step, piece, number == len(pieces), upto - done)
             done = upto
 
 
@@ -294,9 +299,7 @@ class Copy(Recipe):
 
     def pieces(self) -> Sequence[Piece]:
         """Return ranges of bytes."""
-        step = 4 * PIECE_WEIGHTS
-        nbytes = self.tensor.nbytes
-        return [(begin, min(begin + step, nbytes)) for begin in range(0, nbytes, step)]
+        return ranges(self.tensor.nbytes, 1)
 
     def load(self, piece: Piece) -> Made:
         """Read bytes."""

@@ -7,6 +7,7 @@ Errors are measured on all weights. What would cost more than the packing (the c
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final
 
@@ -96,6 +97,15 @@ class Figures:
     noise: float = 0.0
     max_abs_error: float = 0.0
     sample: Sample = field(default_factory=Sample)
+
+    @classmethod
+    def from_document(cls, document: Mapping[str, Any]) -> Figures:
+        """Return figures from nested data, as `dataclasses.asdict` makes it."""
+        sample: dict[str, Any] = {
+            key: tuple(value) if isinstance(value, (list, tuple)) else value
+            for key, value in document["sample"].items()
+        }
+        return cls(**{**document, "sample": Sample(**sample)})
 
     def __add__(self, other: Figures) -> Figures:
         """Return the figures of two parts together."""
@@ -195,62 +205,6 @@ class Judge:
         within = np.clip(weights, -_GRID_LIMIT, _GRID_LIMIT)
         _, noise, _ = _sums_over(weights, q43nl(within, _REFERENCE, **self._options))
         return noise
-
-
-def snr_db(self) -> float:
-        """Signal-to-noise ratio in decibels; infinite where nothing was lost."""
-        return snr_db(self.signal, self.noise)
-
-    @property
-    def mse_ratio(self) -> float:
-        """Mean squared error of the sample, relative to that of ``grid``; NaN if both are 0."""
-        if self.sample.grid_noise == 0:
-            return math.nan if self.sample.noise == 0 else math.inf
-        return self.sample.noise / self.sample.grid_noise
-
-
-class Judge:
-    """Measures the pieces of one tensor.
-
-    Parameters
-    ----------
-    size : int
-        Number of weights of the tensor, which decides how dense the sample is.
-    method : str
-        The method that packs it.
-    options : dict
-        Keyword arguments of `dequantize` and of ``grid``: ``num_threads`` and ``eps_scale``.
-    """
-
-    def __init__(self, size: int, method: str, **options: Any) -> None:
-        groups = size // GROUP_SIZE
-        wanted = min(max(groups // _SHARE, _LEAST_GROUPS), _MOST_GROUPS, max(groups, 1))
-        self._stride = max(groups // wanted, 1)
-        self._method = method
-        self._options = options
-        self._next = 0  # the next group of the sample, counted from the current piece's first
-        self._figures = Figures()
-        self._weights: list[Floats] = []
-        self._packed: list[Bytes] = []
-
-    def add(self, weights: Floats, packed: Bytes) -> None:
-        """Measure one piece: its weights and their packed bytes."""
-        self._figures += _figures(weights, packed)
-        groups = weights.size // GROUP_SIZE
-        chosen = slice(self._next, None, self._stride)
-        if self._next < groups:
-            self._weights.append(weights.reshape(groups, GROUP_SIZE)[chosen].copy())
-            self._packed.append(packed.reshape(groups, GROUP_BYTES)[chosen].copy())
-            self._next += -(-(groups - self._next) // self._stride) * self._stride
-        self._next -= groups
-
-    def figures(self) -> Figures:
-        """Return the figures of all pieces together."""
-        if not self._weights:
-            return self._figures
-        weights, packed = np.concatenate(self._weights), np.concatenate(self._packed)
-        sample = _sample(weights.reshape(-1), packed.reshape(-1), self._method, self._options)
-        return self._figures + Figures(sample=sample)
 
 
 def snr_db(signal: float, noise: float) -> float:

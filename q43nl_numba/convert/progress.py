@@ -8,7 +8,8 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Final
 
-from q43nl_numba.convert.errors import optional_package, printable
+from q43nl_numba._text import printable
+from q43nl_numba.convert.errors import optional_package
 from q43nl_numba.convert.job import Progress
 
 _SECONDS_BETWEEN_LINES: Final = 15.0
@@ -62,5 +63,7 @@ class _Lines:
         self._next = now + _SECONDS_BETWEEN_LINES
         share = progress.done / progress.total
         with contextlib.suppress(OSError):
-            sys.stderr.write(f"{share:.0%} of {progress.total:,} bytes, {printable(progress.tensor)}\n")
+            sys.stderr.write(
+                f"{share:.0%} of {progress.total:,} bytes, {printable(progress.tensor)}\n"
+            )
             sys.stderr.flush()

@@ -95,7 +95,10 @@ def _foreign_format(tensor: Tensor, tensors: Tensors) -> str:
         return by_name(tensor, lambda sibling: tensors.get(base + dot + sibling))
     if last.startswith("quant_state.bitsandbytes") or "quant_state" in tensor.name:
         return "bitsandbytes"
-    if tensor.name.endswith("_blocks") and tensor.name.removesuffix("_blocks") + "_scales" in tensors:
+    if (
+        tensor.name.endswith("_blocks")
+        and tensor.name.removesuffix("_blocks") + "_scales" in tensors
+    ):
         return "MXFP4"
     if tensor.dtype in _CODE_DTYPES and _has_scale(tensor.name, tensors):
         return f"{tensor.dtype} with scales"

@@ -54,9 +54,16 @@ def metadata_with_record(
     tensors: Sequence[tuple[Entry, Original]],
     made_by: Mapping[str, Any],
 ) -> dict[str, str]:
-    """Return the metadata of a converted file from its entries and what they were."""
+    """Return the metadata of a converted file from its entries and what they were.
+
+    Of a model in several files, one without packed tensors is not marked; where nothing was cast
+    either, it needs no record.
+    """
     packed_dtypes = Counter(original.dtype for _, original in tensors if original.packed)
-    packed_dtype = packed_dtypes.most_common(1)[0][0]
+    has_cast = any(original.dtype != entry.dtype for entry, original in tensors)
+    if not has_cast:
+        return dict(metadata)
+    packed_dtype = packed_dtypes.most_common(1)[0][0] if packed_dtypes else _DEFAULT_DTYPE
     record: dict[str, Any] = {
         "version": _VERSION,
         "made_by": dict(made_by),
@@ -72,13 +79,11 @@ def metadata_with_record(
             if not original.packed and _looks_packed(entry)
         ],
     }
-    if FORMAT_KEY in metadata:
+    mark = {FORMAT_KEY: QTYPE} if packed_dtypes else {}
+    if mark and FORMAT_KEY in metadata:
         record["displaced"] = {FORMAT_KEY: metadata[FORMAT_KEY]}
-    return {
-        **metadata,
-        FORMAT_KEY: QTYPE,
-        RECORD_KEY: json.dumps(record, ensure_ascii=False, separators=(",", ":")),
-    }
+    text = json.dumps(record, ensure_ascii=False, separators=(",", ":"))
+    return {**metadata, **mark, RECORD_KEY: text}
 
 
 def is_converted(header: Header) -> bool:
@@ -136,10 +141,15 @@ class Record:
                     self._header.path, name, "is in the metadata but not in the file"
                 )
 
+    @property
+    def method(self) -> str:
+        """The method that the run packed with, where no rule said otherwise; "" if unknown."""
+        method = self._fields.made_by.get("method", "")
+        return "" if "rules" in self._fields.made_by else str(method)
+
     def metadata_before(self) -> dict[str, str]:
         """Return the metadata that the file had before the conversion."""
-        ours = (FORMAT_KEY, RECORD_KEY) if self.exists else ()
-        kept = {key: value for key, value in self._header.metadata.items() if key not in ours}
+        kept = {key: value for key, value in self._header.metadata.items() if key != RECORD_KEY}
         if kept.get(FORMAT_KEY) == QTYPE:
             del kept[FORMAT_KEY]
         return {**kept, **self._fields.displaced}
@@ -165,6 +175,7 @@ class _Fields:
     dtypes: Mapping[str, str] = field(default_factory=dict)
     unpacked: frozenset[str] = frozenset()
     displaced: Mapping[str, str] = field(default_factory=dict)
+    made_by: Mapping[str, Any] = field(default_factory=dict)
     tensors: Mapping[str, Any] | None = None
 
     def names(self) -> Iterable[str]:
@@ -200,7 +211,9 @@ def _parsed(header: Header) -> _Fields:
     if not isinstance(unpacked, list) or not _all_strings(unpacked):
         raise _invalid(header.path, "'unpacked' is not a list of strings")
     dtypes = _strings(header.path, record, "dtypes")
-    return _Fields(packed_dtype, dtypes, frozenset(unpacked), displaced)
+    made_by = record.get("made_by")
+    made_by = made_by if isinstance(made_by, dict) else {}
+    return _Fields(packed_dtype, dtypes, frozenset(unpacked), displaced, made_by)
 
 
 def _strings(path: str, record: Mapping[str, Any], key: str) -> dict[str, str]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from q43nl_numba.convert.judging import Figures, snr_db
@@ -211,11 +211,23 @@ class ConvertReport:
         signal = sum(tensor.signal for tensor in self.packed)
         return snr_db(signal, sum(tensor.noise for tensor in self.packed))
 
-    def table(self) -> str:
-        """Return the report as text: the packed tensors, worst first, then the totals."""
+    def table(self, *, whole: bool = False) -> str:
+        """Return the report as text: packed tensors, worst first; kept ones and why; the totals.
+
+        Parameters
+        ----------
+        whole : bool
+            Show every tensor, not only the first ones.
+        """
         from q43nl_numba.convert.report import convert_table
 
-        return convert_table(self)
+        return convert_table(self, whole=whole)
+
+    def document(self) -> dict[str, Any]:
+        """Return the report as nested data, for programs; tensors in the output's order."""
+        from q43nl_numba.convert.report import convert_document
+
+        return convert_document(self)
 
 
 @dataclass(frozen=True)
@@ -227,6 +239,10 @@ class RestoreReport:
     bytes_in: int
     bytes_out: int
     seconds: float
+
+    def document(self) -> dict[str, Any]:
+        """Return the report as nested data, for programs."""
+        return asdict(self)
 
     def table(self) -> str:
         """Return the report as text."""

@@ -156,7 +156,9 @@ def _rule(where: str, folder: str, table: Any) -> Rule:
     options = {key: value for key, value in table.items() if key not in _RULE_KEYS}
     method, importance = table.get("method"), table.get("importance")
     if keep is not None and (options or method or importance):
-        raise ModelFileError(f"{where}: a rule with keep must have no method, parameter, importance")
+        raise ModelFileError(
+            f"{where}: a rule with keep must have no method, parameter, importance"
+        )
     if not _all_strings(value for value in (method, importance) if value is not None):
         raise ModelFileError(f"{where}: method and importance must be strings")
     if importance is not None:
@@ -228,5 +230,3 @@ def near_misses(pattern: str, names: Iterable[str]) -> str:
 
 def _all_strings(values: Iterable[object]) -> bool:
     return all(isinstance(value, str) for value in values)
-
-

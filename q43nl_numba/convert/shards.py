@@ -56,8 +56,8 @@ def split_by_size(entries: Sequence[Entry], limit: int) -> list[list[Entry]]:
 def shard_names(count: int) -> list[str]:
     """Return the names of a model's files.
 
-    >>> shard_names(1), shard_names(2)
-    (['model.safetensors'], ['model-00001-of-00002.safetensors', 'model-00002-of-00002.safetensors'])
+    >>> shard_names(1), shard_names(2)[1]
+    (['model.safetensors'], 'model-00002-of-00002.safetensors')
     """
     if count == 1:
         return [WEIGHTS_NAME]

@@ -129,9 +129,7 @@ class StoredTensor(Tensor):
     def of(cls, file: SourceFile, header: Header, entry: Entry) -> StoredTensor:
         """Return the tensor of an entry in a safetensors file's header."""
         offset = header.data_start + entry.begin
-        return cls(
-            entry.name, entry.dtype, entry.shape, file, offset, entry.nbytes, entry.qtype
-        )
+        return cls(entry.name, entry.dtype, entry.shape, file, offset, entry.nbytes, entry.qtype)
 
     @property
     def files(self) -> tuple[SourceFile, ...]:
@@ -183,8 +181,9 @@ class ScaledTensor(Tensor):
 
     def values(self, start: int, stop: int) -> Array:
         """Return products as float32."""
-        scales = _spread(self.scale, self.shape).piece(start, stop)
-        return self.codes.floats(start, stop) * scales
+        products: Array = self.codes.floats(start, stop)
+        products *= _spread(self.scale, self.shape).piece(start, stop)
+        return products
 
 
 @dataclass(frozen=True)
@@ -220,7 +219,7 @@ class RowPermutation(Tensor):
         rows = np.asarray(self.order[first:last])
         low, high = int(rows.min()), int(rows.max()) + 1
         block = self.base.values(low * columns, high * columns).reshape(high - low, columns)
-        flat = block[rows - low].reshape(-1)
+        flat: Array = block[rows - low].reshape(-1)
         return flat[start - first * columns : stop - first * columns]
 
 
@@ -238,10 +237,15 @@ def piece_bounds(shape: tuple[int, ...]) -> list[tuple[int, int]]:
 
     A piece has about `PIECE_WEIGHTS` elements: whole rows, or, of longer rows, whole groups.
     """
-    size = math.prod(shape)
     columns = shape[-1] if shape else 1
-    step = PIECE_WEIGHTS // GROUP_SIZE * GROUP_SIZE
-    if 0 < columns <= PIECE_WEIGHTS:
-        step = PIECE_WEIGHTS // columns * columns
-    ends = range(0, size, step)
-    return [(start, min(start + step, size)) for start in ends]
+    unit = columns if 0 < columns <= PIECE_WEIGHTS else GROUP_SIZE
+    size = math.prod(shape)
+    return [
+        (start * unit, min(stop * unit, size)) for start, stop in ranges(-(-size // unit), unit)
+    ]
+
+
+def ranges(count: int, weights: int) -> list[tuple[int, int]]:
+    """Return where pieces of things begin and end, each of which stands for some weights."""
+    step = max(PIECE_WEIGHTS // weights, 1)
+    return [(start, min(start + step, count)) for start in range(0, count, step)]

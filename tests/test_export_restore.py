@@ -306,11 +306,26 @@ def test_arguments_and_folders(tmp_path: Path) -> None:
     path = export_tiny("smollm2", tmp_path / "x.st", dtype="bf16")
     with pytest.raises(ValueError, match="dtype must be one of float32, bfloat16, float16, found"):
         restore_model(path, tmp_path / "back", dtype="q43nl")
+    with pytest.raises(ValueError, match="num_threads"):
+        restore_model(path, tmp_path / "back", num_threads=0)
+    with pytest.raises(ValueError, match="max_shard_size"):
+        restore_model(path, tmp_path / "back", max_shard_size="big")
     (tmp_path / "back").mkdir()
-    with pytest.raises(ModelFileError, match="must be a folder that does not exist yet"):
+    (tmp_path / "back" / "file").touch()
+    with pytest.raises(ModelFileError, match="must be a new or an empty folder"):
         restore_model(path, tmp_path / "back")
-    with pytest.raises(FileNotFoundError):
+    with pytest.raises(ModelFileError, match="there is no folder"):
         restore_model(path, tmp_path / "none" / "back")
+
+
+def test_shards(tmp_path: Path) -> None:
+    path = export_tiny("phi3", tmp_path / "x.st", method="grid")
+    report = restore_model(path, tmp_path / "back", max_shard_size="150KB")
+    shards = [name for name in report.files if name.endswith(".safetensors")]
+    assert len(shards) > 1
+    assert "model.safetensors.index.json" in report.files
+    again = export_tiny(tmp_path / "back", tmp_path / "again.st", method="grid")
+    assert again.read_bytes() == path.read_bytes()
 
 
 def test_a_value_that_a_dtype_cannot_hold(tmp_path: Path) -> None:
@@ -319,7 +334,7 @@ def test_a_value_that_a_dtype_cannot_hold(tmp_path: Path) -> None:
 
     copy = ModelCopy("smollm2", tmp_path / "model").tensors(spoil)
     path = export_tiny(copy.path, tmp_path / "x.st", dtype="bf16")
-    with pytest.raises(ModelFileError, match=r"'model\.layers\.1\.mlp\.w3\.weight'.* fit F16"):
+    with pytest.raises(ModelFileError, match=r"up_proj\.weight'.*too large for float16"):
         restore_model(path, tmp_path / "back", dtype="float16")
     assert not (tmp_path / "back").exists()
 

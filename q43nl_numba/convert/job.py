@@ -165,7 +165,7 @@ def write_file(
     first_bytes = plan.header()
     with whole_file(path, no_clobber=no_clobber) as output:
         output.write(first_bytes)
-        findings = _write_steps(plan.placed(), output, on_piece or _ignore)
+        findings = write_steps(plan.placed(), output, on_piece or _ignore)
     return WrittenFile(
         plan.name, len(first_bytes) + plan.data_bytes, output.checksum, tuple(findings)
     )
@@ -176,7 +176,7 @@ def in_data_order(steps: Iterable[Step]) -> list[Step]:
     return sorted(steps, key=lambda step: (step.target.begin, step.target.end))
 
 
-def _write_steps(
+def write_steps(
     steps: Sequence[Step], output: OutputFile, on_piece: OnPiece
 ) -> list[tuple[str, Any]]:
     """Write the bytes of all steps; return what was found, in the order of the steps."""

@@ -20,7 +20,8 @@ from q43nl_numba.convert.packing import Pack
 from q43nl_numba.convert.plan import Decision, Wishes, decide
 from q43nl_numba.convert.results import PackedTensor
 from q43nl_numba.convert.rules import Rule, Treatment, check_treatment, patterns, read_rules
-from q43nl_numba.convert.run import OnProgress, write_one_file
+from q43nl_numba.convert.run import OnProgress
+from q43nl_numba.convert.sections import write_resumable_file
 from q43nl_numba.convert.tensors import SourceFile
 from q43nl_numba.export.architectures import Architecture, architecture_of
 from q43nl_numba.export.chat import read_chat
@@ -149,8 +150,14 @@ def export_model(
         check_output(source.path, path, no_clobber=no_clobber)
     for note in export.notes:
         warnings.warn(note, ExportWarning, stacklevel=2)
-    plan = FilePlan(os.path.basename(path), export.plan.steps, export.plan.metadata)
-    written = write_one_file(plan, path, no_clobber=no_clobber, progress=progress)
+    written = write_resumable_file(
+        export.plan,
+        path,
+        export.description(),
+        no_clobber=no_clobber,
+        resume=resume,
+        progress=progress,
+    )
     return export.report(path, written, time.perf_counter() - started)
 
 

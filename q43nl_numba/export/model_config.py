@@ -40,6 +40,7 @@ def model_config(file: EngineFile, *, tied: bool, torch_dtype: str) -> dict[str,
         "max_position_embeddings": dims.max_seq_len,
         "bos_token_id": None if begin == -1 else begin,
         "eos_token_id": values.read("eos_token_id", []) or None,
+        "pad_token_id": None,  # the default of some classes is no token of a small vocabulary
         "rope_theta": values.read("rope_theta", 10000.0),
         "rms_norm_eps": values.read("norm_eps", 1e-5),
         "hidden_act": _ACTIVATIONS.get(metadata.get("act_type", "silu"), metadata.get("act_type")),

@@ -362,9 +362,9 @@ def test_report(tmp_path: Path) -> None:
     assert (report.class_name, report.arch, report.word) == ("Qwen2ForCausalLM", "qwen2", "Q43NL")
     assert report.bytes_out == (tmp_path / "out.st").stat().st_size
     assert (report.tied, report.tokens, report.notes) == (True, 416, ())
-    assert report.vectors == 2 * 5 + 1
     source = read_tensors(ENGINE / "qwen2")
-    assert report.matrices == len(report.packed) == 1 + 2 * 7
+    assert len(report.packed) == 1 + 2 * 7
+    assert len(report.conversion.kept) == 2 * 5 + 1
     assert report.weights == sum(array.size for array in source.values())
     assert report.bits_per_weight == report.bytes_out * 8 / report.weights
     first = report.packed[0]
@@ -381,7 +381,8 @@ def test_report(tmp_path: Path) -> None:
 
 def test_report_of_other_formats(tmp_path: Path) -> None:
     report = export_tiny("smollm2", tmp_path / "out.st", dtype="bf16")
-    assert (report.matrices, report.packed) == (15, ())
+    assert report.packed == ()
+    assert "15 matrices in BF16, 5 vectors" in report.table()
     assert math.isnan(report.snr_db)
     assert "SNR" not in report.table()
     assert json_text(report.document())

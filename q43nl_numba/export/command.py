@@ -13,14 +13,18 @@ from q43nl_numba._process import DONE, can_print, say
 from q43nl_numba._text import json_text
 from q43nl_numba.convert import command as convert_command
 from q43nl_numba.convert.errors import ModelFileError
+from q43nl_numba.convert.html import html_page
+from q43nl_numba.convert.output import whole_file
 from q43nl_numba.convert.progress import shown_progress
 from q43nl_numba.convert.reading import read_header
+from q43nl_numba.convert.report import report_format
 from q43nl_numba.convert.rules import Treatment
+from q43nl_numba.convert.run import unfinished
 from q43nl_numba.export.architectures import CLASS_NAMES
 from q43nl_numba.export.engine_file import is_engine_file
 from q43nl_numba.export.exporting import DTYPES, check_arguments, export_model, find_format
 from q43nl_numba.export.inspecting import inspect_model
-from q43nl_numba.export.report import ExportWarning
+from q43nl_numba.export.report import ExportReport, ExportWarning
 from q43nl_numba.export.restoring import RESTORE_DTYPES, restore_model
 
 _EXAMPLES = """\
@@ -41,19 +45,13 @@ def declare_export(parser: argparse.ArgumentParser) -> None:
     )
     parser.epilog = _EXAMPLES
     parser.add_argument(
-        "folder",
+        "source",
         metavar="MODEL_FOLDER",
         help="folder with config.json, tokenizer.json and safetensors files",
     )
-    parser.add_argument("path", metavar="OUT", help="file to write; replaced when complete")
-    parser.add_argument(
-        "--no-clobber", action="store_true", help="refuse to replace an existing output"
-    )
-    parser.add_argument(
-        "--resume",
-        action="store_true",
-        help="go on with an interrupted run of the same input, arguments and version",
-    )
+    parser.add_argument("destination", metavar="OUT", help="file to write; appears when complete")
+    convert_command._add_no_clobber(parser)
+    convert_command._add_resume(parser)
     parser.add_argument(
         "--dtype",
         choices=DTYPES,
@@ -87,6 +85,14 @@ def declare_export(parser: argparse.ArgumentParser) -> None:
         help="export a model with RoPE scaling, which the engine ignores: its answers are not the "
         "model's",
     )
+    parser.add_argument(
+        "--report",
+        metavar="FILE",
+        action="append",
+        default=[],
+        help="write a report: report.json for programs, report.html to look at; may be given "
+        "several times",
+    )
     convert_command._add_output_format(parser, long_tables=True)
     convert_command._add_method(parser.add_argument_group("method"))
     parser.set_defaults(run=run_export, usage_error=parser.error)
@@ -100,10 +106,16 @@ def run_export(args: argparse.Namespace) -> int:
         check_arguments(find_format(args.dtype), treatment)
     except (TypeError, ValueError) as error:
         args.usage_error(str(error))
-    with _warnings_are_said(), shown_progress() as progress:
+    for path in args.report:
+        convert_command._check_report(path, args)
+    with (
+        _warnings_are_said(),
+        _unfinished_named(args.destination),
+        shown_progress() as progress,
+    ):
         report = export_model(
-            args.folder,
-            args.path,
+            args.source,
+            args.destination,
             dtype=args.dtype,
             method=args.method,
             importance=args.importance,
@@ -116,8 +128,32 @@ def run_export(args: argparse.Namespace) -> int:
             progress=progress,
             **options,
         )
+    for path in args.report:
+        _write_report(path, report, args.source)
     print(json_text(report.document()) if args.json else report.table(whole=args.all))
     return DONE
+
+
+def _write_report(path: str, report: ExportReport, source: str) -> None:
+    """Write a report, whole or not at all."""
+    if report_format(path) == "json":
+        text = json_text(report.document()) + "\n"
+    else:
+        text = html_page(report.conversion, source, report.path)
+    with whole_file(path) as file:
+        file.write(text.encode("utf-8"))
+
+
+@contextlib.contextmanager
+def _unfinished_named(target: str) -> Iterator[None]:
+    """Say how a run that did not get to its end can be resumed."""
+    try:
+        yield
+    except BaseException:
+        left = unfinished(target)
+        if left is not None:
+            say(f"{left.done} of {left.files} sections are done; --resume continues")
+        raise
 
 
 def declare_restore(parser: argparse.ArgumentParser) -> None:
@@ -134,6 +170,12 @@ def declare_restore(parser: argparse.ArgumentParser) -> None:
         metavar="MODEL_FOLDER",
         help="the folder it was exported from: its configuration and tokenizer are copied",
     )
+    of_engine.add_argument(
+        "--max-shard-size",
+        metavar="SIZE",
+        type=convert_command._size,
+        help="write files of at most so many bytes of weights, such as 5GB",
+    )
     parser.set_defaults(
         run=_run_restore, usage_error=parser.error, run_other=parser.get_default("run")
     )
@@ -142,8 +184,8 @@ def declare_restore(parser: argparse.ArgumentParser) -> None:
 def _run_restore(args: argparse.Namespace) -> int:
     """Restore a file of either kind."""
     if not _is_engine_file(args.source):
-        if args.dtype is not None or args.like is not None:
-            args.usage_error("--dtype and --like are for engine files")
+        if args.dtype is not None or args.like is not None or args.max_shard_size is not None:
+            args.usage_error("--dtype, --like and --max-shard-size are for engine files")
         return int(args.run_other(args))
     with shown_progress() as progress:
         report = restore_model(
@@ -151,7 +193,8 @@ def _run_restore(args: argparse.Namespace) -> int:
             args.destination,
             dtype=args.dtype or RESTORE_DTYPES[0],
             like=args.like,
-            resume=getattr(args, "resume", False),
+            max_shard_size=args.max_shard_size,
+            resume=args.resume,
             progress=progress,
             num_threads=args.num_threads,
         )

@@ -18,7 +18,7 @@ from q43nl_numba.convert.model import CONFIG_NAME, Model, open_model
 from q43nl_numba.convert.output import check_output
 from q43nl_numba.convert.packing import Pack
 from q43nl_numba.convert.plan import Decision, Wishes, decide
-from q43nl_numba.convert.results import PackedTensor
+from q43nl_numba.convert.results import ConvertReport, KeptTensor, PackedTensor, PlannedFile
 from q43nl_numba.convert.rules import Rule, Treatment, check_treatment, patterns, read_rules
 from q43nl_numba.convert.run import OnProgress
 from q43nl_numba.convert.sections import write_resumable_file
@@ -200,32 +200,38 @@ class Export:
     def report(self, path: str, written: WrittenFile, seconds: float) -> ExportReport:
         """Return what was done."""
         findings = dict(written.findings)
-        packed = tuple(
-            PackedTensor(
-                step.target.name,
-                tensor.shape,
-                step.target.nbytes,
-                Figures.from_document(findings[step.target.name]),
-                step.recipe.method,
-                written.name,
-            )
-            for (tensor, _), step in zip(self.resolved, self.plan.steps, strict=False)
-            if isinstance(step.recipe, Pack)
+        packed: list[PackedTensor] = []
+        kept: list[KeptTensor] = []
+        for (tensor, decision), step in zip(self.resolved, self.plan.steps, strict=False):
+            name, nbytes, recipe = step.target.name, step.target.nbytes, step.recipe
+            if isinstance(recipe, Pack):
+                figures = Figures.from_document(findings[name])
+                packed.append(
+                    PackedTensor(name, tensor.shape, nbytes, figures, recipe.method, written.name)
+                )
+            else:
+                reason = f"dtype {self.chosen.word}" if tensor.is_matrix else "norm or bias"
+                dtype, stored = decision.tensor.dtype, step.target.dtype
+                kept.append(
+                    KeptTensor(name, tensor.shape, dtype, stored, nbytes, reason, written.name)
+                )
+        conversion = ConvertReport(
+            tuple(packed),
+            tuple(kept),
+            self.model.nbytes,
+            written.nbytes,
+            seconds,
+            self.importance.unused(),
+            (PlannedFile(written.name, written.nbytes),),
         )
         return ExportReport(
             path=path,
             class_name=self.architecture.class_name,
             arch=self.architecture.arch,
             word=self.chosen.word,
-            packed=packed,
-            matrices=sum(tensor.is_matrix for tensor, _ in self.resolved),
-            vectors=sum(not tensor.is_matrix for tensor, _ in self.resolved),
-            weights=sum(tensor.size for tensor, _ in self.resolved),
             tokens=self.tokenizer.count,
             tied=all(tensor.source != OUTPUT for tensor, _ in self.resolved),
-            bytes_in=self.model.nbytes,
-            bytes_out=written.nbytes,
-            seconds=seconds,
+            conversion=conversion,
             notes=self.notes,
         )
 
@@ -316,12 +322,16 @@ class _ImportanceFiles:
         path = decision.treatment.importance if decision.treatment else None
         return None if path is None else self.opened[path].of(decision.tensor)
 
+    def unused(self) -> tuple[str, ...]:
+        """Return the entries that nothing uses."""
+        return tuple(
+            name for path, file in self.opened.items() for name in file.unused(self._packed[path])
+        )
+
     def notes(self) -> list[str]:
-        """Return a note for each file about the entries that nothing uses."""
-        found = []
-        for path, file in self.opened.items():
-            names = file.unused(self._packed[path])
-            if names:
-                more = f" and {len(names) - 1} more" if len(names) > 1 else ""
-                found.append(f"importance of {path} is not used for {names[0]!r}{more}")
-        return found
+        """Return a note about the entries that nothing uses."""
+        names = self.unused()
+        if not names:
+            return []
+        more = f" and {len(names) - 1} more" if len(names) > 1 else ""
+        return [f"importance is not used for {names[0]!r}{more}: no matrix of the model"]

@@ -8,9 +8,8 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from q43nl_numba._text import count_text, number, printable, shape_text
-from q43nl_numba.convert.judging import snr_db
 from q43nl_numba.convert.report import MOST_ROWS, table_lines
-from q43nl_numba.convert.results import PackedTensor
+from q43nl_numba.convert.results import ConvertReport, PackedTensor
 
 _TITLES = ("tensor", "shape", "bits/weight", "SNR dB", "MSE ratio")
 
@@ -31,20 +30,13 @@ class ExportReport:
         The architecture, by transformers' name and by the engine's.
     word : str
         The format of the matrices, as the file's metadata has it.
-    packed : tuple of PackedTensor
-        The matrices that the quantizer made, in the order of the file, under the engine's names.
-    matrices, vectors : int
-        Number of matrices, and of float32 tensors (norms and biases).
-    weights : int
-        Number of weights in all of them.
     tokens : int
         Number of tokens that have a piece.
     tied : bool
         Whether the engine multiplies with the embedding at the output.
-    bytes_in, bytes_out : int
-        Size of the folder's weight files and of the file.
-    seconds : float
-        Duration.
+    conversion : ConvertReport
+        The matrices that the quantizer made, with their errors, and the other tensors; under the
+        engine's names, in the order of the file.
     notes : tuple of str
         What the engine will do otherwise than the model, or what was left out.
     """
@@ -53,32 +45,48 @@ class ExportReport:
     class_name: str
     arch: str
     word: str
-    packed: tuple[PackedTensor, ...]
-    matrices: int
-    vectors: int
-    weights: int
     tokens: int
     tied: bool
-    bytes_in: int
-    bytes_out: int
-    seconds: float
+    conversion: ConvertReport
     notes: tuple[str, ...] = ()
+
+    @property
+    def packed(self) -> tuple[PackedTensor, ...]:
+        """The matrices that the quantizer made."""
+        return self.conversion.packed
+
+    @property
+    def weights(self) -> int:
+        """Number of weights in the file."""
+        return self.conversion.weights
+
+    @property
+    def bytes_in(self) -> int:
+        """Size of the folder's files of weights."""
+        return self.conversion.bytes_in
+
+    @property
+    def bytes_out(self) -> int:
+        """Size of the file."""
+        return self.conversion.bytes_out
 
     @property
     def bits_per_weight(self) -> float:
         """Bits of the whole file, tokenizer and all, for each weight."""
-        return self.bytes_out * 8 / self.weights if self.weights else math.nan
+        return self.conversion.bits_per_weight
+
+    @property
+    def seconds(self) -> float:
+        """Time that it took."""
+        return self.conversion.seconds
 
     @property
     def snr_db(self) -> float:
         """Signal-to-noise ratio of all packed matrices together, in decibels; NaN without any."""
-        if not self.packed:
-            return math.nan
-        signal = sum(tensor.signal for tensor in self.packed)
-        return snr_db(signal, sum(tensor.noise for tensor in self.packed))
+        return self.conversion.snr_db if self.packed else math.nan
 
     def document(self) -> dict[str, Any]:
-        """Return the report as nested data, for programs; packed matrices in the file's order."""
+        """Return the report as nested data, for programs; tensors in the file's order."""
         return {
             "path": self.path,
             "class_name": self.class_name,
@@ -86,34 +94,12 @@ class ExportReport:
             "dtype": self.word,
             "tokens": self.tokens,
             "tied": self.tied,
-            "packed": [
-                {
-                    "name": tensor.name,
-                    "shape": list(tensor.shape),
-                    "bytes": tensor.nbytes,
-                    "bits_per_weight": tensor.bits_per_weight,
-                    "snr_db": tensor.snr_db,
-                    "mse_ratio": tensor.mse_ratio,
-                    "max_abs_error": tensor.max_abs_error,
-                    "method": tensor.method,
-                }
-                for tensor in self.packed
-            ],
-            "matrices": self.matrices,
-            "vectors": self.vectors,
             "notes": list(self.notes),
-            "total": {
-                "weights": self.weights,
-                "bytes_in": self.bytes_in,
-                "bytes_out": self.bytes_out,
-                "bits_per_weight": self.bits_per_weight,
-                "snr_db": self.snr_db,
-                "seconds": self.seconds,
-            },
+            **self.conversion.document(),
         }
 
     def table(self, *, whole: bool = False) -> str:
-        """Return the report as text: the matrices, worst first, the totals, the notes.
+        """Return the report as text: the packed matrices, worst first, the totals, the notes.
 
         Parameters
         ----------
@@ -123,18 +109,25 @@ class ExportReport:
         worst_first = sorted(self.packed, key=lambda tensor: tensor.snr_db)
         table = table_lines(_TITLES, worst_first, _cells, None if whole else MOST_ROWS)
         tied = "output tied to the embedding" if self.tied else "output of its own"
-        snr = f", SNR {number(self.snr_db)} dB" if self.packed else ""
         return "\n".join(
             [
                 *table,
                 *([""] if table else []),
                 f"model   {self.class_name} as {self.arch}, {self.tokens:,} tokens, {tied}",
-                f"stored  {self.matrices:,} matrices in {self.word}{snr}, "
-                f"{count_text(self.vectors, 'vector')} in float32",
+                f"stored  {self._stored()}",
                 f"total   {self.weights:,} weights, {self.bytes_in:,} -> {self.bytes_out:,} bytes, "
                 f"{number(self.bits_per_weight)} bits per weight, {self.seconds:.1f} s",
                 *note_lines(self.notes),
             ]
+        )
+
+    def _stored(self) -> str:
+        """Return how many tensors are stored in which way."""
+        vectors = sum(len(tensor.shape) == 1 for tensor in self.conversion.kept)
+        matrices = len(self.packed) + len(self.conversion.kept) - vectors
+        snr = f", SNR {number(self.snr_db)} dB" if self.packed else ""
+        return (
+            f"{matrices:,} matrices in {self.word}{snr}, {count_text(vectors, 'vector')} in float32"
         )
 
 

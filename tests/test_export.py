@@ -446,6 +446,9 @@ def test_outputs_that_are_refused(tmp_path: Path) -> None:
         with pytest.raises(ModelFileError):
             export_model(copy.path, path)
     assert (copy.path / "model.safetensors").read_bytes() == before
+    for name in ("config.json", "tokenizer.json"):
+        with pytest.raises(ModelFileError, match="is the input file"):
+            export_model(copy.path, copy.path / name)
     (tmp_path / "there.st").write_text("old")
     with pytest.raises(ModelFileError, match="exists already"):
         export_model(copy.path, tmp_path / "there.st", no_clobber=True)
@@ -505,3 +508,35 @@ def test_packed_decodes_to_nearly_the_permuted_weights(exported: Any) -> None:
     decoded = dequantize(packed, (128, 64))
     wanted = source.astype(np.float32)[rope_order(32, 128)]
     assert np.abs(decoded - wanted).max() < 0.15 * np.abs(wanted).max()
+
+
+def test_8_bit_floats_with_scales(tmp_path: Path) -> None:
+    """As some models come; what is written is the products, and the quantization is over."""
+    name = "model.layers.0.mlp.up_proj.weight"
+    scales = np.linspace(0.5, 2.0, 96, dtype=np.float32).reshape(96, 1)
+    products: dict[str, np.ndarray] = {}
+
+    def quantize(tensors: Any) -> None:
+        codes = (tensors[name].astype(np.float32) * 64 / scales).astype(DTYPES["F8_E4M3"])
+        products[name] = codes.astype(np.float32) * scales
+        tensors[name] = codes
+        tensors[f"{name}_scale_inv"] = scales
+
+    copy = ModelCopy("smollm2", tmp_path / "model").tensors(quantize)
+    copy.config(quantization_config={"quant_method": "fp8"})
+    export_model(copy.path, tmp_path / "out.st", method="grid")
+    packed = read_file(tmp_path / "out.st")["model.layers.0.mlp.w3.weight"]
+    np.testing.assert_array_equal(packed, q43nl(products[name], "grid"))
+
+
+def test_folders_that_are_quantized_otherwise(tmp_path: Path) -> None:
+    base = "model.layers.0.mlp.up_proj."
+
+    def quantize(tensors: Any) -> None:
+        tensors.pop(f"{base}weight")
+        tensors[f"{base}qweight"] = np.zeros((12, 96), np.int32)
+        tensors[f"{base}scales"] = np.ones((1, 96), np.float16)
+
+    copy = ModelCopy("smollm2", tmp_path / "model").tensors(quantize)
+    with pytest.raises(ModelFileError, match="is quantized already"):
+        export_model(copy.path, tmp_path / "out.st")

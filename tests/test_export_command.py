@@ -81,6 +81,8 @@ def test_wrong_usage(tmp_path: Path, capsys: Any) -> None:
     message = refused(capsys, *command, "--dtype", "bf16", "--importance", "x.st")
     assert "dtype must be 'q43nl' for importance" in message
     assert ".json or .html" in refused(capsys, *command, "--report", "report.txt")
+    html = ("--dtype", "bf16", "--report", tmp_path / "report.html")
+    assert "--dtype q43nl" in refused(capsys, *command, *html)
     assert "invalid choice" in refused(capsys, *command, "--dtype", "q80")
     assert os.listdir(tmp_path) == []
 

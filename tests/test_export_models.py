@@ -18,7 +18,7 @@ pytest.importorskip("ml_dtypes")
 pytest.importorskip("tqdm")
 
 from engine_models import ENGINE, ModelCopy, read_file, read_tensors
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from model_files import BF16, read_raw, write_model
 
@@ -253,6 +253,7 @@ FLOATS = st.floats(-100, 100, width=32)
 
 
 @given(st.lists(FLOATS, min_size=1, max_size=20), st.sampled_from([64, 96, 2048, 3072]))
+@example([-16.336851119995117], 3072)
 def test_affine_back_and_forth(values: list[float], dim: int) -> None:
     """What comes back from the engine's values goes to the same values again."""
     weights = np.array(values, np.float32)
@@ -348,7 +349,7 @@ Q_BIAS = "model.layers.0.self_attn.q_proj.bias"
 )
 def test_a_missing_tensor(name: str, tensor: str, model: Any) -> None:
     copy = model(name).tensors(lambda tensors: tensors.pop(tensor))
-    refused(copy, f"must have 1 more tensors, found no '{re.escape(tensor)}'")
+    refused(copy, f"must have 1 more tensor, found no '{re.escape(tensor)}'")
 
 
 def test_many_missing_tensors_are_counted(model: Any) -> None:

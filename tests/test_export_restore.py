@@ -156,6 +156,15 @@ def test_the_metadata_comes_back(model: str, changes: dict[str, Any], tmp_path: 
     assert second.read_bytes() == first.read_bytes()
 
 
+def test_a_window_of_all_layers_comes_back_as_one(tmp_path: Path) -> None:
+    """transformers' Mistral does not read layer_types."""
+    copy = ModelCopy("mistral", tmp_path / "model").config(sliding_window=64)
+    restore_model(export_tiny(copy.path, tmp_path / "x.st", dtype="bf16"), tmp_path / "back")
+    config = json.loads((tmp_path / "back" / "config.json").read_text())
+    assert config["sliding_window"] == 64
+    assert "layer_types" not in config
+
+
 def test_biases_come_back(tmp_path: Path, rng: Any) -> None:
     biases = {
         f"model.layers.{layer}.self_attn.{letter}_proj.bias": rng.standard_normal(rows).astype(BF16)

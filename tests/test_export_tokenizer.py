@@ -356,6 +356,15 @@ def test_tokenizers_that_cannot_be_rebuilt(tokenizer: Tokenizer, message: str) -
         rebuild_tokenizer(tokenizer)
 
 
+def test_added_tokens_beyond_ascii_are_rebuilt() -> None:
+    """Also beside a piece of the same look that merges make."""
+    pieces = [b"<", b"a", b">", b"<a", b"<a>", "<\uff5cUser\uff5c>".encode(), b"<b c>", b"\xff"]
+    tokenizer = scored([*pieces, b" "], [0, 0, 0, -1, -2, 0, 0, 0, 0])
+    document = rebuild_tokenizer(tokenizer)
+    assert [entry["content"] for entry in document["added_tokens"]] == ["<\uff5cUser\uff5c>"]
+    assert build_tokenizer(JsonFile("t", document), 9).pieces == tokenizer.pieces
+
+
 def test_the_bell_of_the_original_is_undone() -> None:
     """It writes byte 0 as byte 7, so that two tokens have the same piece."""
     tokenizer = read_tiny("smollm2")

@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 
+from q43nl_numba._text import count_text
 from q43nl_numba.convert.dtypes import FLOATING
 from q43nl_numba.convert.errors import ModelFileError
 from q43nl_numba.convert.plan import Decision
@@ -120,7 +121,8 @@ def _check_none_missing(path: str, missing: Sequence[str]) -> None:
     """Refuse a folder without some tensors."""
     if missing:
         raise ModelFileError(
-            f"{path}: the model must have {len(missing)} more tensors, found no {_names(missing)}"
+            f"{path}: the model must have {count_text(len(missing), 'more tensor')}, found no "
+            f"{_names(missing)}"
         )
 
 

@@ -108,6 +108,8 @@ def run_export(args: argparse.Namespace) -> int:
         args.usage_error(str(error))
     for path in args.report:
         convert_command._check_report(path, args)
+        if report_format(path) == "html" and args.dtype != DTYPES[0]:
+            args.usage_error(f"argument --report: {path} is of what --dtype {DTYPES[0]} costs")
     with (
         _warnings_are_said(),
         _unfinished_named(args.destination),

@@ -146,8 +146,8 @@ def export_model(
     )
     path = os.fspath(path)
     export = plan_export(os.fspath(folder), chosen, wishes, allow_rope_scaling=allow_rope_scaling)
-    for source in export.inputs():
-        check_output(source.path, path, no_clobber=no_clobber)
+    for source in (*(file.path for file in export.inputs()), *export.companions()):
+        check_output(source, path, no_clobber=no_clobber)
     for note in export.notes:
         warnings.warn(note, ExportWarning, stacklevel=2)
     written = write_resumable_file(
@@ -179,6 +179,10 @@ class Export:
         """Return the files that are read."""
         files = [file.file for file in self.model.files]
         return (*files, *(SourceFile.at(path) for path in self.importance.opened))
+
+    def companions(self) -> tuple[str, ...]:
+        """Return the paths of the folder's other files, which must not be replaced either."""
+        return tuple(os.path.join(self.model.path, name) for name in self.model.other_files)
 
     def description(self) -> dict[str, Any]:
         """Return what decides about the bytes."""

@@ -6,7 +6,7 @@ import ast
 from typing import Any
 
 from q43nl_numba.convert.errors import ModelFileError
-from q43nl_numba.export.architectures.architecture import SLIDING
+from q43nl_numba.export.architectures.architecture import SLIDING, Architecture
 from q43nl_numba.export.engine_file import EngineFile
 
 #: The engine computes the tanh form of GELU.
@@ -50,7 +50,7 @@ def model_config(file: EngineFile, *, tied: bool, torch_dtype: str) -> dict[str,
     for key in ("attention_bias", "attention_dropout", "qk_norm"):
         if key in metadata:
             config[key] = values.read(key, None)
-    config |= _windows(values)
+    config |= _windows(values, architecture)
     return config | architecture.config_keys(metadata, dims)
 
 
@@ -66,18 +66,20 @@ def tokenizer_config(file: EngineFile) -> dict[str, Any]:
     return config | {key: metadata[key] for key in texts if key in metadata}
 
 
-def _windows(values: _Literals) -> dict[str, Any]:
+def _windows(values: _Literals, architecture: Architecture) -> dict[str, Any]:
     """Return the keys of sliding attention; without one transformers must not take its default."""
     kinds = values.read("attention_types", None)
     sizes = values.read("sliding_window_sizes", None)
     if kinds is None:
         return {"sliding_window": None}
     sliding = [size for kind, size in zip(kinds, sizes or [], strict=False) if kind == SLIDING]
-    return {
-        "layer_types": list(kinds),
+    window = {
         "sliding_window": sliding[0] if sliding else None,
         "use_sliding_window": bool(sliding),
     }
+    if len(sliding) == len(kinds) and not architecture.reads_layer_types:
+        return window
+    return {"layer_types": list(kinds), **window}
 
 
 class _Literals:

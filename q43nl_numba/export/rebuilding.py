@@ -43,12 +43,15 @@ def rebuild_tokenizer(tokenizer: Tokenizer) -> dict[str, Any]:
         If two tokens share a piece, a piece is no text, or the merges leave a gap.
     """
     by_bytes = set(tokenizer.pieces) >= _BYTE_PIECES
-    texts = [_text(piece, by_bytes) for piece in tokenizer.pieces]
     special = {
-        token: text
-        for token, text in enumerate(texts)
-        if not tokenizer.scores[token] and _SPECIAL.fullmatch(text) and not _is_byte(text)
+        token: piece.decode("utf-8")
+        for token, piece in enumerate(tokenizer.pieces)
+        if not tokenizer.scores[token] and _is_special(piece)
     }
+    texts = [
+        special[token] if token in special else _text(piece, by_bytes)
+        for token, piece in enumerate(tokenizer.pieces)
+    ]
     vocabulary: dict[str, int] = {}
     for token, text in enumerate(texts):
         if not text:
@@ -83,14 +86,17 @@ def _text(piece: bytes, by_bytes: bool) -> str:
             return piece.decode("utf-8").replace(" ", META_SPACE)
         except UnicodeDecodeError as error:
             raise NotRebuiltError(f"a piece must be UTF-8 text, found {piece!r}") from error
-    if _SPECIAL.fullmatch(piece.decode("utf-8", "replace")):
-        return piece.decode("utf-8")  # an added token is written as it is
     characters = {byte: character for character, byte in byte_alphabet().items()}
     return "".join(characters[byte] for byte in piece)
 
 
-def _is_byte(text: str) -> bool:
-    return text.encode() in _BYTE_PIECES
+def _is_special(piece: bytes) -> bool:
+    """Tell whether the engine recognizes a piece that no merge makes; it is an added token then."""
+    try:
+        text = piece.decode("utf-8")
+    except UnicodeDecodeError:
+        return False
+    return _SPECIAL.fullmatch(text) is not None and piece not in _BYTE_PIECES
 
 
 def _merges(
@@ -197,6 +203,7 @@ def _document(
 
 
 def _added(token: int, text: str) -> dict[str, Any]:
+    """Return the entry of an added token."""
     return {
         "id": token,
         "content": text,

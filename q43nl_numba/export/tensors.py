@@ -71,11 +71,14 @@ class Affine:
         such weight. The weight of the next value towards zero is returned then: the scale of a
         group is its largest magnitude rounded up, which stays the same so.
         """
-        weights = values
-        if self.multiply != 1.0:
-            weights = self._dividend(values)
-        if self.add:
-            weights = weights - np.float32(self.add)
+        weights = values if self.multiply == 1.0 else self._dividend(values)
+        if not self.add:
+            return weights
+        weights = weights - np.float32(self.add)
+        for direction in (-np.inf, np.inf):  # the difference may have been rounded
+            beside = np.nextafter(weights, np.float32(direction))
+            is_better = (self.to_engine(weights) != values) & (self.to_engine(beside) == values)
+            weights = np.where(is_better, beside, weights)
         return weights
 
     def _dividend(self, products: Floats) -> Floats:

@@ -60,6 +60,8 @@ class Architecture:
         Whether the engine is given the configuration's bos_token_id; -1 otherwise.
     has_qk_norm : bool
         Whether queries and keys are normalized head by head, with weights.
+    reads_layer_types : bool
+        Whether transformers reads ``layer_types``; a window holds for all layers otherwise.
     gelu_is_tanh : bool
         Whether transformers computes ``gelu`` in the tanh form too, as the engine does.
     """
@@ -69,6 +71,7 @@ class Architecture:
     model_type = ""
     has_bos = True
     has_qk_norm = False
+    reads_layer_types = True
     gelu_is_tanh = False
 
     # What the configuration says

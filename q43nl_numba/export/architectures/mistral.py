@@ -13,6 +13,7 @@ class Mistral(Architecture):
     class_name = "MistralForCausalLM"
     arch = "mistral"
     model_type = "mistral"
+    reads_layer_types = False
 
     def sliding_layers(self, config: JsonFile, dims: Dimensions) -> list[bool]:
         """Tell which layers attend to a window: all, if there is one."""

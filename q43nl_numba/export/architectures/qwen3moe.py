@@ -18,6 +18,7 @@ class Qwen3Moe(Qwen3):
     class_name = "Qwen3MoeForCausalLM"
     arch = "qwen3moe"
     model_type = "qwen3_moe"
+    reads_layer_types = False
 
     def check(self, config: JsonFile) -> None:
         """Refuse what the engine's router does not do."""

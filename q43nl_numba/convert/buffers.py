@@ -32,7 +32,7 @@ def empty(nbytes: int) -> npt.NDArray[np.uint8]:
     try:
         block = blocks.pop()
     except IndexError:
-        block = memoryview(np.empty(size, np.uint8))
+        block = np.empty(size, np.uint8).data
     array = np.frombuffer(block, np.uint8)
     weakref.finalize(array, blocks.append, block).atexit = False
     return array[:nbytes]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -12,7 +11,7 @@ from typing import Any, Final
 
 from q43nl_numba import __version__
 from q43nl_numba.convert.errors import ModelFileError
-from q43nl_numba.convert.folders import check_inside
+from q43nl_numba.convert.folders import check_inside, copy_files
 from q43nl_numba.convert.importance import ImportanceFile
 from q43nl_numba.convert.job import FilePlan, Step, WrittenFile
 from q43nl_numba.convert.judging import Figures
@@ -280,14 +279,9 @@ class _Conversion:
         if text is not None:
             with whole_file(os.path.join(folder, INDEX_NAME)) as file:
                 file.write(text.encode())
-        for name in self._copied():
-            path = os.path.join(folder, *name.split("/"))
-            os.makedirs(os.path.dirname(path), exist_ok=True)
-            source = check_inside(self.model.path, name)
-            if name == CONFIG_NAME and self._has_merged_scales():
-                _write_config(source, path)
-            else:
-                shutil.copyfile(source, path)
+        copy_files(self.model.path, self._copied(), folder)
+        if CONFIG_NAME in self._copied() and self._has_merged_scales():
+            _remove_quantization(os.path.join(folder, CONFIG_NAME))
 
     def _index(self) -> str | None:
         """Return the text of the index, None where there is none."""
@@ -375,6 +369,9 @@ def _planned(
     if not is_folder:
         for path in (*(file.file.path for file in model.files), *files.opened):
             check_output(path, target, no_clobber=no_clobber)
+    else:
+        for name in model.other_files:
+            check_inside(model.path, name)
     if not allow_empty:
         check_not_empty(model.path, decisions)
     made_by = _made_by(wishes)
@@ -525,9 +522,9 @@ def _kept_tensor(decision: Decision, file: str) -> KeptTensor:
     )
 
 
-def _write_config(source: str, path: str) -> None:
-    """Write a model's configuration without the quantization that its weights no longer have."""
-    config = read_json(source)
-    config.pop(_QUANTIZATION_KEY, None)
-    with whole_file(path) as file:
-        file.write((json.dumps(config, indent=2) + "\n").encode())
+def _remove_quantization(path: str) -> None:
+    """Remove from a model's configuration the quantization that its weights no longer have."""
+    config = read_json(path)
+    if config.pop(_QUANTIZATION_KEY, None) is not None:
+        with whole_file(path) as file:
+            file.write((json.dumps(config, indent=2) + "\n").encode())

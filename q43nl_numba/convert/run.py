@@ -165,7 +165,7 @@ class Partial:
         """Create the folder, or take over the one of an interrupted run."""
         os.makedirs(path, exist_ok=True)
         with open(os.path.join(path, _LOCK), "ab") as lock:
-            if not _lock(lock, path):
+            if not _lock(lock, lock.name):
                 raise ModelFileError(f"{path}: another process is writing it")
             journal = os.path.join(path, _JOURNAL)
             done: dict[str, WrittenFile] = {}
@@ -221,11 +221,17 @@ class Partial:
 
 
 def _lock(file: IO[bytes], path: str) -> bool:
-    """Lock an open file; without locks in the file system there is no protection."""
+    """Lock an open file, which must still be at its path.
+
+    Without locks in the file system there is no protection.
+    """
     try:
-        return try_lock(file) and os.path.isdir(path)
+        is_locked = try_lock(file)
     except OSError:
         return True
+    with contextlib.suppress(FileNotFoundError):
+        return is_locked and os.path.samestat(os.fstat(file.fileno()), os.stat(path))
+    return False
 
 
 def _clear(path: str) -> None:

@@ -300,7 +300,7 @@ def test_every_option_of_every_method_is_offered(capsys: pytest.CaptureFixture[s
         assert f"--{name.replace('_', '-')} " in shown
         default = parameters[name].default
         assert default is None or f"(default: {default})" in shown
-    assert "iterations of Adam, of the method gradient (default: 5)" in shown
+    assert "iterations of Adam; of the method gradient (default: 5)" in shown
     assert "of the methods optimal and exact (default: full)" in shown
 
 

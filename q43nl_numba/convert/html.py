@@ -9,9 +9,9 @@ from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
 
-from q43nl_numba import __version__
-from q43nl_numba._text import count_text, number, shape_text
-from q43nl_numba.convert.plots import (
+from .. import __version__
+from .._text import count_text, number, shape_text
+from .plots import (
     Axis,
     Point,
     bars,
@@ -21,8 +21,8 @@ from q43nl_numba.convert.plots import (
     scatter,
     two_histograms,
 )
-from q43nl_numba.convert.results import ConvertReport, KeptTensor, PackedTensor
-from q43nl_numba.convert.style import SERIES, STYLE
+from .results import ConvertReport, KeptTensor, PackedTensor
+from .style import SERIES, STYLE
 
 _WORST_ROWS = 25
 _MOST_ROWS = 2000  # of a table that is folded; the JSON report has all

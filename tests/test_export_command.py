@@ -166,7 +166,7 @@ def test_restore(tmp_path: Path, capsys: Any) -> None:
         name: array.tobytes() for name, array in back.items()
     }
     assert run(*command, "--like", ENGINE / "qwen3") == 1
-    assert "must be a new or an empty folder" in capsys.readouterr().err
+    assert "must be a new or empty folder" in capsys.readouterr().err
     command = ("restore", tmp_path / "out.st", tmp_path / "like", "--json")
     assert run(*command, "--like", ENGINE / "qwen3") == 0
     assert json.loads(capsys.readouterr().out)["notes"] == []

@@ -321,7 +321,7 @@ def test_arguments_and_folders(tmp_path: Path) -> None:
         restore_model(path, tmp_path / "back", max_shard_size="big")
     (tmp_path / "back").mkdir()
     (tmp_path / "back" / "file").touch()
-    with pytest.raises(ModelFileError, match="must be a new or an empty folder"):
+    with pytest.raises(ModelFileError, match="must be a new or empty folder"):
         restore_model(path, tmp_path / "back")
     with pytest.raises(ModelFileError, match="there is no folder"):
         restore_model(path, tmp_path / "none" / "back")

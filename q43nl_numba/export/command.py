@@ -50,8 +50,8 @@ def declare_export(parser: argparse.ArgumentParser) -> None:
         help="folder with config.json, tokenizer.json and safetensors files",
     )
     parser.add_argument("destination", metavar="OUT", help="file to write; appears when complete")
-    convert_command._add_no_clobber(parser)
-    convert_command._add_resume(parser)
+    convert_command.add_no_clobber(parser)
+    convert_command.add_resume(parser)
     parser.add_argument(
         "--dtype",
         choices=DTYPES,
@@ -93,21 +93,21 @@ def declare_export(parser: argparse.ArgumentParser) -> None:
         help="write a report: report.json for programs, report.html to look at; may be given "
         "several times",
     )
-    convert_command._add_output_format(parser, long_tables=True)
-    convert_command._add_method(parser.add_argument_group("method"))
+    convert_command.add_output_format(parser, long_tables=True)
+    convert_command.add_method(parser.add_argument_group("method"))
     parser.set_defaults(run=run_export, usage_error=parser.error)
 
 
 def run_export(args: argparse.Namespace) -> int:
     """Export as the parsed arguments say, print the report, and return the exit code."""
-    options = convert_command._given_options(args)
+    options = convert_command.given_options(args)
     try:
         treatment = Treatment(args.method, tuple(options.items()), args.importance)
         check_arguments(find_format(args.dtype), treatment)
     except (TypeError, ValueError) as error:
         args.usage_error(str(error))
     for path in args.report:
-        convert_command._check_report(path, args)
+        convert_command.check_report(path, args)
         if report_format(path) == "html" and args.dtype != DTYPES[0]:
             args.usage_error(f"argument --report: {path} is of what --dtype {DTYPES[0]} costs")
     with (
@@ -175,7 +175,7 @@ def declare_restore(parser: argparse.ArgumentParser) -> None:
     of_engine.add_argument(
         "--max-shard-size",
         metavar="SIZE",
-        type=convert_command._size,
+        type=convert_command.shard_size,
         help="write files of at most so many bytes of weights, such as 5GB",
     )
     parser.set_defaults(

@@ -6,7 +6,7 @@ import json
 import os
 import re
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +20,20 @@ pytest.importorskip("tqdm")
 from engine_models import ENGINE, ModelCopy, read_file, read_tensors
 from hypothesis import example, given
 from hypothesis import strategies as st
-from model_files import BF16, read_raw, write_model
+from model_files import BF16, Tensors, read_raw, write_model
 
 from q43nl_numba.convert import ModelFileError
-from q43nl_numba.export import CLASS_NAMES, ExportWarning, export_model
-from q43nl_numba.export.tensors import Affine, Rotary
+from q43nl_numba.export import (
+    CLASS_NAMES,
+    ExportWarning,
+    architectures,
+    export_model,
+    inspect_model,
+    restore_model,
+)
+from q43nl_numba.export.architectures import Architecture
+from q43nl_numba.export.dimensions import Dimensions
+from q43nl_numba.export.tensors import Affine, EngineTensor, Rotary
 
 
 @pytest.fixture
@@ -541,3 +550,46 @@ def test_a_file_that_is_not_json(model: Any) -> None:
     refused(copy, "generation_config.json: must be a JSON file")
     (copy.path / "config.json").write_text(json.dumps([1]))
     refused(copy, "config.json: must hold a JSON object")
+
+
+def test_a_new_architecture_is_one_class(model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It takes its place in the table; export, restore and inspect know it then."""
+
+    class Reversed(Architecture):
+        """Llama with other names, and the two matrices of a gated MLP as one."""
+
+        class_name = "ReversedForCausalLM"
+        arch = "reversed"
+        model_type = "reversed"
+
+        def mlp(self, dims: Dimensions, at: str) -> Iterator[EngineTensor]:
+            fused, rows = f"{at}mlp.up_gate.weight", 2 * dims.hidden_dim
+            shape = (dims.hidden_dim, dims.dim)
+            yield EngineTensor(f"{at}mlp.w1.weight", shape, fused, dims.hidden_dim, rows)
+            yield EngineTensor(
+                f"{at}mlp.w2.weight", (dims.dim, dims.hidden_dim), f"{at}mlp.down.weight"
+            )
+            yield EngineTensor(f"{at}mlp.w3.weight", shape, fused, 0, rows)
+
+    def rename(tensors: Tensors) -> None:
+        for layer in (0, 1):
+            at = f"model.layers.{layer}.mlp."
+            gate, up = (tensors.pop(f"{at}{name}_proj.weight") for name in ("gate", "up"))
+            tensors[f"{at}up_gate.weight"] = np.concatenate([up, gate])
+            tensors[f"{at}down.weight"] = tensors.pop(f"{at}down_proj.weight")
+
+    monkeypatch.setattr(architectures, "TABLE", (*architectures.TABLE, Reversed()))
+    plain = model("smollm2")
+    metadata = metadata_of(plain)
+    path = plain.path.parent / "out.st"
+    tensors = read_file(path)
+    other = ModelCopy("smollm2", plain.path.parent / "other")
+    other.config(architectures=["ReversedForCausalLM"]).tensors(rename)
+    assert metadata_of(other) == {**metadata, "arch": "reversed"}
+    for name, array in read_file(path).items():
+        np.testing.assert_array_equal(array, tensors[name], err_msg=name)
+    restore_model(path, plain.path.parent / "back", dtype="bfloat16")
+    back = read_tensors(plain.path.parent / "back")
+    for name, array in read_tensors(other.path).items():
+        np.testing.assert_array_equal(back[name], array, err_msg=name)
+    assert inspect_model(path).class_name == "ReversedForCausalLM"

@@ -10,8 +10,8 @@
 (256, 256)
 """
 
-TYPE_CHECKING = False
-if TYPE_CHECKING:  # typing takes longer to import than the start of a command
+TYPE_CHECKING = False  # not imported from typing: the commands start with almost nothing
+if TYPE_CHECKING:
     from ._dequantize import dequantize
     from ._layout import GROUP_BYTES, GROUP_DTYPE, GROUP_SIZE
     from ._quality import Quality, quality

@@ -1,8 +1,8 @@
 """Write one large file so that an interrupted run can be resumed.
 
-The file grows beside its place, in ``<path>.q43nl-partial``, a section of tensors at a time. When a
-section is on the disk, the journal there notes where it ends and the checksum up to there. A run
-that resumes reads what is noted, checks it, and goes on behind it.
+The file grows beside its place, in ``<path>.q43nl-partial``, a section at a time. When a section is
+on the disk, the journal there notes where it ends and the checksum up to there. A run that resumes
+reads what is noted, checks it, and goes on behind it.
 """
 
 from __future__ import annotations
@@ -13,7 +13,14 @@ import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, BinaryIO, Final
 
-from q43nl_numba.convert.job import FilePlan, Step, WrittenFile, in_data_order, write_steps
+from q43nl_numba.convert.job import (
+    FilePlan,
+    Part,
+    WrittenFile,
+    merged_findings,
+    split,
+    write_shares,
+)
 from q43nl_numba.convert.output import (
     OutputFile,
     errors_name,
@@ -23,8 +30,8 @@ from q43nl_numba.convert.output import (
 )
 from q43nl_numba.convert.run import PARTIAL_SUFFIX, Counter, OnProgress, Partial
 
-#: A section has at least so many bytes: few enough that little is lost, enough that bringing it
-#: to the disk costs little.
+#: For a section so many bytes are read: few enough that little is lost, enough that bringing it to
+#: the disk costs little.
 _SECTION_BYTES: Final = 1 << 28
 _FILE: Final = "file"
 _BLOCK: Final = 1 << 22
@@ -71,7 +78,7 @@ def write_resumable_file(
     """
     plan = FilePlan(os.path.basename(path), plan.steps, plan.metadata)
     target = os.path.realpath(path)
-    sections = _sections(in_data_order(plan.placed()))
+    sections = split(plan, _SECTION_BYTES)
     with Partial.open(target + PARTIAL_SUFFIX, description, len(sections), resume) as partial:
         growing = os.path.join(partial.files, _FILE)
         with _opened(growing, path) as file:
@@ -91,7 +98,7 @@ def write_resumable_file(
 def _write_sections(
     plan: FilePlan,
     path: str,
-    sections: Sequence[Sequence[Step]],
+    sections: Sequence[Part],
     partial: Partial,
     file: BinaryIO,
     counter: Counter,
@@ -99,19 +106,17 @@ def _write_sections(
     """Write the sections that the interrupted run did not complete."""
     complete = _complete_sections(partial, file, len(sections))
     output = _output_behind(complete, file, path, plan.header())
-    findings = {name: found for section in complete for name, found in section.findings}
+    findings = [section.findings for section in complete]
     for number, section in enumerate(sections):
         if number < len(complete):
-            counter.add(plan.name, sum(step.recipe.source_bytes for step in section))
+            counter.add(plan.name, section.source_bytes)
             continue
-        found = write_steps(section, output, counter.add)
+        found = write_shares(section.shares, output, counter.add)
         output.settle()
         end = os.fstat(file.fileno()).st_size
-        partial.add(WrittenFile(_name(number), end, output.checksum, tuple(found)))
-        findings |= dict(found)
-    names = (step.target.name for step in plan.steps)
-    in_order = tuple((name, findings[name]) for name in names if name in findings)
-    return WrittenFile(plan.name, plan.nbytes, output.checksum, in_order)
+        partial.add(WrittenFile(_name(number), end, output.checksum, found))
+        findings.append(found)
+    return WrittenFile(plan.name, plan.nbytes, output.checksum, merged_findings(plan, findings))
 
 
 @contextlib.contextmanager
@@ -124,19 +129,6 @@ def _opened(growing: str, path: str) -> Iterator[BinaryIO]:
     finally:
         with errors_name(path):
             file.close()
-
-
-def _sections(steps: Sequence[Step]) -> list[list[Step]]:
-    """Cut steps, in the order of their bytes, into sections."""
-    sections: list[list[Step]] = []
-    size = _SECTION_BYTES
-    for step in steps:
-        if size >= _SECTION_BYTES:
-            sections.append([])
-            size = 0
-        sections[-1].append(step)
-        size += step.target.nbytes
-    return sections
 
 
 def _name(number: int) -> str:

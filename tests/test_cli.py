@@ -557,6 +557,27 @@ def test_reports_that_cannot_be_written_are_refused_first(
         assert not (tmp_path / "out").exists()
 
 
+def test_a_scheduler_that_is_not_there(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("distributed")
+    arguments = ("convert", folder, tmp_path / "out", "--scheduler", "nonsense://127.0.0.1:1")
+    message = failing(capsys, *arguments)
+    assert message.startswith("there is no Dask scheduler at nonsense://127.0.0.1:1")
+
+
+@pytest.mark.parametrize("name", ["config.json", "model.safetensors.index.json", "."])
+def test_a_report_never_replaces_the_output(
+    folder: Path, tmp_path: Path, name: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out.json"
+    arguments = ["convert", str(folder), str(out), "--report", str(out / name)]
+    assert cli.main(arguments) == 2
+    problem = "is the output" if name == "." else "is a file of the model"
+    assert problem in the_error(capsys.readouterr().err)
+    assert not out.exists()
+
+
 def test_verify(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out, alone = tmp_path / "out", tmp_path / "alone.safetensors"
     assert cli.main(["convert", str(folder), str(out), "--method", "grid", "--json"]) == 0

@@ -50,6 +50,7 @@ examples:
   q43nl-numba convert model-folder out-folder --report report.html
   q43nl-numba convert model-folder out-folder --rules rules.toml --dry-run
   q43nl-numba convert model-folder out-folder --max-shard-size 2GB --resume
+  q43nl-numba convert model-folder out-folder --scheduler tcp://host:8786
   q43nl-numba convert model.gguf out.safetensors --method predictor
 
 a rule file is TOML; the first rule that matches a tensor decides:
@@ -93,6 +94,12 @@ def declare_convert(parser: argparse.ArgumentParser) -> None:
     _add_choice(parser.add_argument_group("which tensors, and how"))
     add_method(parser.add_argument_group("method"))
     _add_layout(parser.add_argument_group("output"))
+    parser.add_argument(
+        "--scheduler",
+        metavar="ADDRESS",
+        help="let the workers of a Dask cluster do the work, such as tcp://host:8786; they must "
+        "see the same files",
+    )
     _add_reports(parser.add_argument_group("report"))
     parser.set_defaults(run=_run_convert, usage_error=parser.error)
 
@@ -192,6 +199,7 @@ def _run_convert(args: argparse.Namespace) -> int:
             args.destination,
             args.method,
             resume=args.resume,
+            scheduler=args.scheduler,
             progress=progress,
             **arguments,
         )
@@ -217,8 +225,14 @@ def check_report(path: str, args: argparse.Namespace) -> None:
         report_format(path)
     except ModelFileError as error:
         args.usage_error(f"argument --report: {error}")
+    name = os.path.basename(path)
+    taken = name.endswith(".index.json") or os.path.exists(os.path.join(args.source, name))
+    if os.path.realpath(path) == os.path.realpath(args.destination):
+        args.usage_error(f"argument --report: {path} is the output")
     if not _is_inside(path, args.destination):  # such a folder does not exist yet
         check_output(args.source, path)
+    elif taken:
+        args.usage_error(f"argument --report: {path} is a file of the model")
 
 
 def _is_inside(path: str, folder: str) -> bool:

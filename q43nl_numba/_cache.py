@@ -37,7 +37,13 @@ _KEPT_BUILDS: Final = 5
 _KERNEL_FOLDERS: Final = (".", "kernels", "methods", "methods/optimal", "methods/predictor")
 """Where code and constants of kernels come from, relative to the package."""
 
-_COMPILER_SETTINGS: Final = ("BOUNDSCHECK", "DEBUGINFO_DEFAULT", "LOOP_VECTORIZE", "OPT", "SLP_VECTORIZE")
+_COMPILER_SETTINGS: Final = (
+    "BOUNDSCHECK",
+    "DEBUGINFO_DEFAULT",
+    "LOOP_VECTORIZE",
+    "OPT",
+    "SLP_VECTORIZE",
+)
 """Settings of Numba, besides the target processor, that change the machine code."""
 
 
@@ -106,7 +112,9 @@ def cache_folder() -> Path | None:
     asked_for = numba.config.CACHE_DIR  # type: ignore[attr-defined]
     if build is None:
         return None
-    parent = Path(asked_for or AppDirs("q43nl_numba", appauthor=False).user_cache_dir, "q43nl_numba")
+    parent = Path(
+        asked_for or AppDirs("q43nl_numba", appauthor=False).user_cache_dir, "q43nl_numba"
+    )
     folder = parent / f"{__version__}-{build}"
     try:
         is_new = not folder.is_dir()
@@ -129,7 +137,12 @@ def _build_digest() -> str | None:
     if not sources:  # installed without sources, or in an archive
         return None
     settings = {name: getattr(numba.config, name, None) for name in _COMPILER_SETTINGS}
-    versions = (sys.implementation.cache_tag, numba.__version__, llvmlite.__version__, np.__version__)
+    versions = (
+        sys.implementation.cache_tag,
+        numba.__version__,
+        llvmlite.__version__,
+        np.__version__,
+    )
     digest = hashlib.sha256(repr((versions, settings)).encode())
     for path in sources:
         content = path.read_bytes()

@@ -49,7 +49,9 @@ OUTERMOST: Final = 8
 SMALLEST_CURVE: Final = -128
 """With all codes, the curve's whole byte is searched."""
 
-LARGEST_STORABLE: Final = float(np.float32(MAX_SCALE) * (np.float32(8) * np.float32(1 / STEPS)) ** 2)
+LARGEST_STORABLE: Final = float(
+    np.float32(MAX_SCALE) * (np.float32(8) * np.float32(1 / STEPS)) ** 2
+)
 """What code -8 decodes to at the largest scale and curve."""
 
 _ONE: Final = np.float32(1)

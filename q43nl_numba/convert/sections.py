@@ -105,7 +105,7 @@ def _write_sections(
 ) -> WrittenFile:
     """Write the sections that the interrupted run did not complete."""
     complete = _complete_sections(partial, file, len(sections))
-    output = _output_behind(complete, file, path, plan.header())
+    output = _output_behind(complete, file, path, plan.header)
     findings = [section.findings for section in complete]
     for number, section in enumerate(sections):
         if number < len(complete):

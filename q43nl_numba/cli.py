@@ -26,9 +26,13 @@ COMMANDS: dict[str, tuple[str, str]] = {
         "quantize a model: a file or a folder",
         "q43nl_numba.convert.command:declare_convert",
     ),
+    "export": (
+        "write a model folder as the one file that the PasLLM engine runs",
+        "q43nl_numba.export.command:declare_export",
+    ),
     "restore": (
         "bring a converted model back to floating tensors",
-        "q43nl_numba.convert.command:declare_restore",
+        "q43nl_numba.export.command:declare_restore",
     ),
     "verify": (
         "compare a converted model with the original",
@@ -36,7 +40,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     ),
     "inspect": (
         "show what is in a model",
-        "q43nl_numba.convert.command:declare_inspect",
+        "q43nl_numba.export.command:declare_inspect",
     ),
 }
 

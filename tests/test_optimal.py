@@ -8,9 +8,9 @@ import samples
 
 from q43nl_numba import dequantize, q43nl
 from q43nl_numba.kernels.joint import LARGEST_STORABLE
+from q43nl_numba.kernels.tile import LANES
 from q43nl_numba.methods import exact
 from q43nl_numba.methods.optimal import refinement
-from q43nl_numba.kernels.tile import LANES
 
 JOINT = ("optimal", "exact")
 every_free = pytest.mark.parametrize("method", JOINT)

@@ -17,7 +17,7 @@ from q43nl_numba.convert.importance import ImportanceFile
 from q43nl_numba.convert.job import FilePlan, Step, WrittenFile
 from q43nl_numba.convert.judging import Figures
 from q43nl_numba.convert.model import CONFIG_NAME, INDEX_NAME, Model, open_model, read_json
-from q43nl_numba.convert.output import check_output, whole_file
+from q43nl_numba.convert.output import check_output, check_output_folder, whole_file
 from q43nl_numba.convert.packing import Pack
 from q43nl_numba.convert.plan import Decision, Wishes, check_not_empty, decide, kept_recipe
 from q43nl_numba.convert.progress import shown_progress
@@ -439,6 +439,7 @@ def _planned(
         for path in (*(file.file.path for file in model.files), *files.opened):
             check_output(path, target, no_clobber=no_clobber)
     else:
+        check_output_folder(target)
         for name in model.other_files:
             check_inside(model.path, name)
     if not allow_empty:

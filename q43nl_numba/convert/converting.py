@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -19,6 +20,7 @@ from q43nl_numba.convert.model import CONFIG_NAME, INDEX_NAME, Model, open_model
 from q43nl_numba.convert.output import check_output, whole_file
 from q43nl_numba.convert.packing import Pack
 from q43nl_numba.convert.plan import Decision, Wishes, check_not_empty, decide, kept_recipe
+from q43nl_numba.convert.progress import shown_progress
 from q43nl_numba.convert.record import Original, is_converted, metadata_with_record
 from q43nl_numba.convert.results import (
     ConvertPlan,
@@ -37,7 +39,7 @@ from q43nl_numba.convert.rules import (
     patterns,
     read_rules,
 )
-from q43nl_numba.convert.run import OnProgress, write_folder, write_one_file
+from q43nl_numba.convert.run import OnProgress, WriteFiles, write_folder, write_one_file
 from q43nl_numba.convert.shards import index_text, parse_size, shard_names, split_by_size
 from q43nl_numba.convert.tensors import ScaledTensor, SourceFile
 
@@ -62,6 +64,7 @@ def convert_model(
     allow_empty: bool = False,
     no_clobber: bool = False,
     resume: bool = False,
+    scheduler: str | None = None,
     progress: OnProgress | None = None,
     **options: Any,
 ) -> ConvertReport:
@@ -109,6 +112,9 @@ def convert_model(
     resume : bool
         Go on with an interrupted run that wrote the same folder, if there is one; the bytes are
         those of an uninterrupted run. It must have had the same input, arguments and version.
+    scheduler : str, optional
+        Address of a Dask scheduler, whose workers do the work. They must see the same files under
+        the same paths. The bytes are the same as without.
     progress : callable, optional
         Called with a `Progress` (bytes read, bytes to read, name of the tensor) after each piece.
     **options
@@ -155,19 +161,70 @@ def convert_model(
     >>> folder.cleanup()
     """
     started = time.perf_counter()
+    if scheduler is not None:  # workers have another current folder
+        source, target = os.path.abspath(source), os.path.abspath(target)
+        importance = None if importance is None else os.path.abspath(importance)
+        rules = os.path.abspath(rules) if isinstance(rules, (str, os.PathLike)) else rules
     job = _planned(
         source, target, method, options, include=include, exclude=exclude, rules=rules,
         keep_dtype=keep_dtype, importance=importance, single_file=single_file,
         max_shard_size=max_shard_size, allow_empty=allow_empty, no_clobber=no_clobber,
     )  # fmt: skip
-    if job.is_folder:
-        written = write_folder(
-            job.plans, job.target, job.description(), job.finish, resume=resume, progress=progress
-        )
-    else:
-        (plan,) = job.plans
-        written = (write_one_file(plan, job.target, no_clobber=no_clobber, progress=progress),)
+    with _writer(scheduler) as write_files:
+        if job.is_folder:
+            written = write_folder(
+                job.plans,
+                job.target,
+                job.description(),
+                job.finish,
+                resume=resume,
+                progress=progress,
+                write_files=write_files,
+            )
+        else:
+            (plan,) = job.plans
+            file = write_one_file(
+                plan,
+                job.target,
+                no_clobber=no_clobber,
+                progress=progress,
+                write_files=write_files,
+            )
+            written = (file,)
     return job.report(written, time.perf_counter() - started)
+
+
+def convert(
+    source: Path,
+    destination: Path,
+    method: str = "gradient",
+    *,
+    progress: bool = False,
+    **arguments: Any,
+) -> ConvertReport:
+    """Quantize a model to Q43NL: `convert_model` with a progress bar.
+
+    Parameters
+    ----------
+    source, destination, method
+        As in `convert_model`.
+    progress : bool
+        Show a bar on stderr if that is a terminal, else a line now and then.
+    **arguments
+        Keyword arguments of `convert_model`.
+
+    Returns
+    -------
+    ConvertReport
+        What was packed, with its quality, what was kept and why, and the totals.
+
+    Raises
+    ------
+    OSError, ModelFileError, ValueError, TypeError, ModuleNotFoundError
+        As `convert_model` does.
+    """
+    with shown_progress(shown=progress) as callback:
+        return convert_model(source, destination, method, progress=callback, **arguments)
 
 
 def plan_model(
@@ -203,6 +260,18 @@ def plan_model(
         keep_dtype=keep_dtype, importance=importance, single_file=single_file,
         max_shard_size=max_shard_size, allow_empty=allow_empty, no_clobber=no_clobber,
     ).plan()  # fmt: skip
+
+
+@contextlib.contextmanager
+def _writer(scheduler: str | None) -> Iterator[WriteFiles | None]:
+    """Return what writes files on a cluster, or None without one."""
+    if scheduler is None:
+        yield None
+        return
+    from q43nl_numba.convert.cluster import Cluster
+
+    with Cluster(scheduler) as cluster:
+        yield cluster.write_files
 
 
 @dataclass(frozen=True)

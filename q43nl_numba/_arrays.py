@@ -131,8 +131,6 @@ def check_out(out: Any, dtype: np.dtype[Any], size: int, source: Array) -> Array
         raise ValueError(f"out must be C-contiguous, found strides {out.strides}")
     if not out.flags.writeable:
         raise ValueError("out must be writable, found a read-only array")
-    if not out.flags.aligned:
-        raise ValueError(f"out must be aligned to its dtype {dtype}, found an odd address")
     if np.may_share_memory(out, source):
         raise ValueError("out must not overlap the input, found shared memory")
     flat: Array = np.ndarray.reshape(out.view(np.ndarray), -1)

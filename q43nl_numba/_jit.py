@@ -218,6 +218,13 @@ fma: Callable[[np.float32, np.float32, np.float32], np.float32] = _float_intrins
 )
 """``a * b + c`` with a single rounding."""
 
+_DOUBLE = numba.types.float64
+
+fma64: Callable[[float, float, float], float] = _float_intrinsic(
+    lambda builder, result, a, b, c: builder.fma(a, b, c), _DOUBLE, _DOUBLE, _DOUBLE, _DOUBLE
+)
+"""``a * b + c`` with a single rounding, of float64."""
+
 float_of_bits: Callable[[np.uint32], np.float32] = _float_intrinsic(
     lambda builder, result, bits: builder.bitcast(bits, result), _FLOAT, _BITS
 )

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from . import methods
+from . import _feedback, methods
 from ._arrays import (
     PIECE,
     check_eps_scale,
@@ -44,6 +44,9 @@ def q43nl(
     effort: int = 5,
     codes: str = "full",
     importance: Any = None,
+    hessian: Any = None,
+    damping: float = 0.01,
+    sweeps: int = 1,
     eps_scale: float | None = None,
     out: NDArray[np.uint8] | None = None,
     num_threads: int | None = None,
@@ -145,10 +148,16 @@ def q43nl(
         packed = check_out(out, np.dtype(np.uint8), groups * GROUP_BYTES, array)
         with np.errstate(over="ignore"):
             check_storable(array, reach(chosen, parameters))
-    weighting = check_importance(importance, array)
-    encode_pieces(
-        array, weighting, chosen, parameters, least_scale, packed.reshape(-1), num_threads
-    )
+    if hessian is None:
+        weighting, moments = check_importance(importance, array), None
+    else:
+        weighting, moments = _feedback.prepare(_feedback.check_hessian(hessian, array), _feedback.check_damping(damping), num_threads)
+    if moments is None:
+        encode_pieces(
+            array, weighting, chosen, parameters, least_scale, packed.reshape(-1), num_threads
+        )
+    elif not _feedback.encode_rows(array, weighting, moments, sweeps, chosen, parameters, least_scale, packed.reshape(-1), num_threads):
+        check_storable(array, reach(chosen, parameters))
     return packed
 
 

@@ -1,0 +1,251 @@
+"""Error feedback as `q43nl` offers it: checks, the factorization, and rows piece by piece."""
+
+from __future__ import annotations
+
+import math
+from numbers import Real
+from typing import Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from . import feedback, quadratic
+from ._arrays import number_array, pieces, read_only
+from ._jit import thread_count
+from .encode_hinted import encode_hinted
+from .factor import BLOCK, POSITIVE_DEFINITE, factorize
+from .feedback import Rows
+from .layout import GROUP_BYTES, GROUP_SIZE
+from .methods import Method
+from .quadratic import Quadratic
+from .tile import LANES, Floats
+
+_NO_HINTS = np.zeros((0, 0), np.float32)
+
+_PIECE_BYTES: Final = 48 << 20
+"""Memory for a piece of the rows, beside as much as H takes in float32."""
+_BYTES_A_WEIGHT: Final = 20
+"""What the arrays of a piece take: weights, errors, codes, importance, and a copy of the input."""
+
+
+def check_damping(damping: Any) -> float:
+    """A `damping` argument: a finite number, at least 0."""
+    if isinstance(damping, bool) or not isinstance(damping, (Real, np.number)):
+        raise TypeError(f"damping must be a number, found {damping!r}")
+    if not (math.isfinite(float(damping)) and float(damping) >= 0):
+        raise ValueError(f"damping must be finite and at least 0, found {damping!r}")
+    return float(damping)
+
+
+def check_hessian(hessian: Any, tensor: NDArray[Any]) -> NDArray[Any]:
+    """A `hessian` argument: float32 or float64, of the size of the tensor's last dimension."""
+    array = number_array(hessian, "hessian")
+    if array.dtype not in (np.dtype(np.float32), np.dtype(np.float64)):
+        raise TypeError(f"hessian must be float32 or float64, found dtype {array.dtype}")
+    if tensor.ndim == 0 or tensor.shape[-1] % GROUP_SIZE:
+        raise ValueError(
+            f"with a hessian, tensor must have rows of a multiple of {GROUP_SIZE} weights, "
+            f"found shape {tensor.shape}"
+        )
+    columns = tensor.shape[-1]
+    if array.shape != (columns, columns):
+        raise ValueError(
+            f"hessian must have shape {(columns, columns)} for a tensor of shape {tensor.shape}, "
+            f"found shape {array.shape}"
+        )
+    # A symmetric matrix may be read either way.
+    turned = array.T if array.flags.f_contiguous else array
+    return read_only(np.ascontiguousarray(turned, array.dtype.newbyteorder("=")))
+
+
+def prepare(
+    hessian: NDArray[Any], damping: float, num_threads: int | None
+) -> tuple[Floats, Quadratic | None]:
+    """Importance of the columns for the methods, and what the kernels need of H.
+
+    The latter is None if nothing is off the diagonal: there is no error to feed back then.
+    """
+    found = survey(hessian, num_threads)
+    diagonal = hessian.diagonal().astype(np.float64)
+    live = diagonal > 0
+    # Python's sum of floats is exact; NumPy's depends on the processor.
+    mean = math.fsum(diagonal) / max(int(np.count_nonzero(live)), 1)
+    factor = 2.0 ** -max(math.frexp(mean)[1], -1000)
+    importance = (diagonal * factor).astype(np.float32)
+    if not found & quadratic.OFF_DIAGONAL:
+        return importance, None
+    sums = [math.fsum(group) for group in diagonal.reshape(-1, GROUP_SIZE).tolist()]
+    order = np.argsort(-np.array(sums), kind="stable").astype(np.int32)
+    return importance, _factorized(hessian, order, factor, damping * mean * factor, num_threads)
+
+
+def survey(hessian: NDArray[Any], num_threads: int | None) -> int:
+    """Check that H can be a matrix of second moments; what `quadratic.survey` found of its rows."""
+    found = np.zeros(hessian.shape[0] // GROUP_SIZE, np.int32)
+    quadratic.survey(hessian, found, num_threads=thread_count(num_threads, found.size))
+    for flaw, wanted in (
+        (quadratic.NOT_FINITE, "finite"),
+        (quadratic.NEGATIVE, "positive semidefinite"),
+        (quadratic.ASYMMETRIC, "symmetric"),
+        (quadratic.INDEFINITE, "positive semidefinite"),
+    ):
+        if (found & flaw).any():
+            group = int(np.argmax(found & flaw != 0))
+            raise ValueError(f"hessian must be {wanted}, found {_flaw(hessian, group, flaw)}")
+    return int(np.bitwise_or.reduce(found, initial=0))
+
+
+def _flaw(hessian: NDArray[Any], group: int, flaw: int) -> str:
+    """Describe the first element of a group's rows that has a flaw."""
+    stop = (group + 1) * GROUP_SIZE
+    rows = np.arange(group * GROUP_SIZE, stop)
+    with np.errstate(all="ignore"):
+        a = hessian[rows, :stop].astype(np.float64)
+        b = hessian[:stop, rows].T.astype(np.float64)
+        limit = np.outer(hessian.diagonal()[rows], hessian.diagonal()[:stop]).astype(np.float64)
+        wrong = {
+            quadratic.NOT_FINITE: ~np.isfinite(a) | ~np.isfinite(b),
+            quadratic.NEGATIVE: (a < 0) & np.eye(GROUP_SIZE, stop, group * GROUP_SIZE, bool),
+            quadratic.ASYMMETRIC: (a - b) ** 2 > quadratic.ASYMMETRY**2 * limit,
+            quadratic.INDEFINITE: ((a + b) / 2) ** 2 > (1 + quadratic.ASYMMETRY) ** 2 * limit,
+        }[flaw]
+    i, j = (int(index) for index in np.unravel_index(int(np.argmax(wrong)), wrong.shape))
+    i += group * GROUP_SIZE
+    there = f"{hessian[i, j]} at [{i}, {j}]"
+    if flaw == quadratic.NOT_FINITE:
+        return there if not math.isfinite(hessian[i, j]) else f"{hessian[j, i]} at [{j}, {i}]"
+    if flaw == quadratic.ASYMMETRIC:
+        return f"{there} and {hessian[j, i]} at [{j}, {i}]"
+    if flaw == quadratic.INDEFINITE:
+        return f"{there}, {hessian[i, i]} at [{i}, {i}] and {hessian[j, j]} at [{j}, {j}]"
+    return there
+
+
+def _factorized(
+    hessian: NDArray[Any],
+    order: NDArray[np.int32],
+    factor: float,
+    damping: float,
+    num_threads: int | None,
+) -> Quadratic:
+    """Order, damp and factorize H, times a factor."""
+    columns, groups = hessian.shape[0], order.size
+    threads = thread_count(num_threads, groups)
+    places = (GROUP_SIZE * order[:, None] + np.arange(GROUP_SIZE)).reshape(-1)
+    live = hessian.diagonal()[places] > 0
+    damped = np.where(live, np.float32(damping), np.float32(0))
+    size = -(-columns // BLOCK) * BLOCK
+    root = np.zeros((size, size), np.float64)
+    quadratic.set_damped(hessian, order, factor, damped, root, num_threads=threads)
+    bad = factorize(root, num_threads=threads)
+    if bad != POSITIVE_DEFINITE:
+        raise ValueError(
+            f"hessian must be positive definite after damping, found a pivot of at most 0 (but for "
+            f"rounding) in column {int(places[bad])}; use more damping"
+        )
+    result = Quadratic(
+        order,
+        np.empty((0, 0), np.float32),
+        np.empty((columns, columns), np.float32),
+        np.empty(columns, np.float32),
+        damped,
+        np.empty((groups, GROUP_SIZE, GROUP_SIZE), np.float32),
+    )
+    quadratic.set_feedback(
+        root, live, result.feedback, result.importance, result.metrics, num_threads=threads
+    )
+    del root  # makes room for H
+    result = result._replace(hessian=np.empty((columns, columns), np.float32))
+    quadratic.set_hessian(hessian, order, factor, result.hessian, num_threads=threads)
+    return result
+
+
+def encode_rows(
+    array: NDArray[Any],
+    importance: Floats,
+    moments: Quadratic,
+    sweeps: int,
+    method: Method,
+    parameters: Any,
+    eps_scale: float,
+    packed: NDArray[np.uint8],
+    num_threads: int | None,
+) -> bool:
+    """Encode an array's rows with error feedback; False if there are weights that none can store.
+
+    Each row takes the better of two ways: error feedback, and the method with the importance of the
+    columns alone.
+    """
+    columns = array.shape[-1]
+    budget = _PIECE_BYTES + 4 * columns**2
+    most = max(budget // (_BYTES_A_WEIGHT * columns * LANES), 1) * LANES
+    full = method.free and bool(parameters[0])
+    at = 0
+
+    def encode(weights: Floats, importance: Floats, packed: NDArray[np.uint8]) -> bool:
+        """The method itself: all that is known of it here."""
+        return _encode(method, parameters, eps_scale, weights, importance, packed, num_threads)
+
+    for piece in pieces(array, size=most * columns):
+        weights = read_only(piece.reshape(-1, columns))
+        part = packed[at : at + piece.size // GROUP_SIZE * GROUP_BYTES]
+        at += part.size
+        repeated = np.broadcast_to(importance, weights.shape).reshape(-1)
+        if not encode(piece, repeated, part):
+            return False
+        del repeated
+        blocks = -(-weights.shape[0] // LANES)
+        threads = thread_count(num_threads, blocks)
+        rows = _new_rows(blocks, columns)
+        feedback.load_rows(weights, moments.order, rows.weights, num_threads=threads)
+        _feed_back(encode, moments, full, rows, threads)
+        feedback.sweep(moments, sweeps, full, rows, num_threads=threads)
+        better = np.empty(weights.shape[0], np.bool_)
+        feedback.compare(part, moments, rows, better, num_threads=threads)
+        feedback.store_rows(moments.order, rows, better, part, num_threads=threads)
+    return True
+
+
+def _feed_back(encode: Any, moments: Quadratic, full: bool, rows: Rows, threads: int) -> None:
+    """Round all groups of some rows, one after another."""
+    count = rows.loss.size
+    centers = np.empty(count * GROUP_SIZE, np.float32)
+    importance = np.empty((count, GROUP_SIZE), np.float32)
+    packed = np.empty(count * GROUP_BYTES, np.uint8)
+    feedback.step(0, moments, full, packed, rows, centers, num_threads=threads)
+    for g, own in enumerate(moments.importance.reshape(-1, GROUP_SIZE)):
+        importance[:] = own
+        encode(centers, importance.reshape(-1), packed)
+        feedback.step(g + 1, moments, full, packed, rows, centers, num_threads=threads)
+
+
+def _encode(
+    method: Method,
+    parameters: Any,
+    eps_scale: float,
+    weights: Floats,
+    importance: Floats,
+    packed: NDArray[np.uint8],
+    num_threads: int | None,
+) -> bool:
+    """Encode flat weights by a method; False if there are weights that it cannot store."""
+    threads = thread_count(num_threads, -(-weights.size // (GROUP_SIZE * LANES)))
+    if method.hints is not None:
+        return encode_hinted(weights, importance, method, parameters, eps_scale, packed, threads)
+    return method.encode(
+        weights, importance, _NO_HINTS, parameters, eps_scale, packed, num_threads=threads
+    )
+
+
+def _new_rows(blocks: int, columns: int) -> Rows:
+    """Room for some blocks of rows."""
+    groups = columns // GROUP_SIZE
+    return Rows(
+        np.empty((blocks, columns, LANES), np.float32),
+        np.empty((blocks, columns, LANES), np.float32),
+        np.empty((blocks, columns, LANES), np.int8),
+        np.empty((blocks, groups, LANES), np.uint32),
+        np.empty((blocks, groups, LANES), np.int32),
+        np.empty((blocks, GROUP_SIZE, LANES), np.float32),
+        np.zeros((blocks, LANES), np.float64),
+    )

@@ -550,10 +550,11 @@ def compare_block(
     left = np.empty((GROUP_SIZE, LANES), np.float32)
     lanes = better.size
     undecided = True
-    for first in range(0, errors.shape[0], GROUP_SIZE):
+    # The last columns have the most to answer for: few of them decide.
+    for stop in range(errors.shape[0], 0, -GROUP_SIZE):
         if not undecided:
             break
-        stop = first + GROUP_SIZE
+        first = stop - GROUP_SIZE
         for i in range(GROUP_SIZE):
             for lane in range(LANES):
                 left[i, lane] = errors[first + i, lane]
@@ -576,17 +577,23 @@ def compare_block(
 def set_errors(packed: Bytes, quadratic: Quadratic, weights: Floats, errors: Floats) -> None:
     """Errors of a block of packed rows."""
     groups = quadratic.order.size
-    for lane in range(packed.size // (groups * GROUP_BYTES)):
-        for g in range(groups):
+    scales = np.zeros(LANES, np.float32)
+    cs = np.zeros(LANES, np.float32)
+    codes = np.zeros((GROUP_SIZE, LANES), np.float32)
+    for g in range(groups):
+        for lane in range(packed.size // (groups * GROUP_BYTES)):
             at = (lane * groups + quadratic.order[g]) * GROUP_BYTES
             high = np.uint32(packed[at + SCALE_AT + 1]) << np.uint32(8)
-            scale = float_of_half(np.uint32(packed[at + SCALE_AT]) | high)
-            c = np.float32(np.float32(np.int8(packed[at + CURVE_AT])) * _CURVE_UNIT)
-            for i in range(GROUP_SIZE):
-                pair = np.int32(packed[at + i // 2])
-                nibble = pair >> 4 if i % 2 else pair & 15
-                level = level_of(np.float32(nibble - NIBBLE_OF_ZERO), scale, c)
-                k = g * GROUP_SIZE + i
+            scales[lane] = float_of_half(np.uint32(packed[at + SCALE_AT]) | high)
+            cs[lane] = np.float32(np.float32(np.int8(packed[at + CURVE_AT])) * _CURVE_UNIT)
+            for byte in range(GROUP_SIZE // 2):
+                pair = np.int32(packed[at + byte])
+                codes[2 * byte, lane] = np.float32((pair & 15) - NIBBLE_OF_ZERO)
+                codes[2 * byte + 1, lane] = np.float32((pair >> 4) - NIBBLE_OF_ZERO)
+        for i in range(GROUP_SIZE):
+            k = g * GROUP_SIZE + i
+            for lane in range(LANES):
+                level = level_of(codes[i, lane], scales[lane], cs[lane])
                 errors[k, lane] = weights[k, lane] - level
 
 

@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 from performance import PEERS, ROW, Row, facts, measure, package_contender, peer_contenders
 
-from q43nl_numba._jit import thread_count
+from q43nl_numba._threads import thread_count
 from q43nl_numba.compare import ALL_VARIANTS
 from q43nl_numba.distributions import draw
 
@@ -93,7 +93,7 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("--size", type=int, default=DEFAULT_SIZE, help="weights")
     parser.add_argument("--repeat", type=int, default=DEFAULT_REPEAT, help="timed calls of each")
     args = parser.parse_args(arguments)
-    threads = thread_count(None, items=sys.maxsize)
+    threads = thread_count(None)
     with np.errstate(all="ignore"):
         series = measured(args.size, args.repeat, threads)
     print(f"{args.size:,} normal weights ({facts()}):\n\n{table(series, threads)}")

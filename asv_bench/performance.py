@@ -31,7 +31,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from q43nl_numba import dequantize, q43nl
-from q43nl_numba._jit import thread_count
+from q43nl_numba._threads import thread_count
 from q43nl_numba.compare import VARIANTS as ALL_VARIANTS
 from q43nl_numba.compare import Variant, machine_facts
 from q43nl_numba.distributions import draw
@@ -428,7 +428,7 @@ def update(path: Path, sections: Mapping[str, str]) -> None:
 
 def speed_section(found: Sequence[Contender], size: int, repeat: int) -> str:
     weights = draw("normal", size).reshape(-1, ROW)
-    threads = sorted({1, thread_count(None, items=sys.maxsize)}, reverse=True)
+    threads = sorted({1, thread_count(None)}, reverse=True)
     rows = measure([*found, copy_contender()], weights, threads, repeat)
     note = f"{size:,} normal weights, in million weights a second, best of {repeat} ({facts()}):"
     return f"{note}\n\n{speed_table(rows, threads)}"
@@ -437,7 +437,7 @@ def speed_section(found: Sequence[Contender], size: int, repeat: int) -> str:
 def model_section(found: Sequence[Contender], model: Path) -> str:
     sample = read_sample(model, size=sys.maxsize)
     whole = sample.weights.size // ROW * ROW
-    threads = [thread_count(None, items=sys.maxsize)]
+    threads = [thread_count(None)]
     rows = measure(found, sample.weights[:whole].reshape(-1, ROW), threads, repeat=0)
     conversions, restore = time_commands(model)
     note = (

@@ -10,11 +10,11 @@
 (256, 256)
 """
 
-from .dequantize import dequantize
-from .layout import GROUP_BYTES, GROUP_DTYPE, GROUP_SIZE
-from .quality import Quality, quality
-from .quantize import METHODS, q43nl
-from .version import __version__
+from ._dequantize import dequantize
+from ._layout import GROUP_BYTES, GROUP_DTYPE, GROUP_SIZE
+from ._quality import Quality, quality
+from ._quantize import METHODS, q43nl
+from ._version import __version__
 
 __all__ = [
     "GROUP_BYTES",

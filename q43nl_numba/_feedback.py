@@ -9,18 +9,19 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from . import feedback, quadratic
+from . import _portions
 from ._arrays import number_array, pieces, read_only
-from ._jit import thread_count
-from .encode_hinted import encode_hinted
-from .factor import BLOCK, POSITIVE_DEFINITE, factorize
-from .feedback import Rows
-from .layout import GROUP_BYTES, GROUP_SIZE
-from .methods import Method
-from .quadratic import Quadratic
-from .tile import LANES, Floats
+from ._layout import GROUP_BYTES, GROUP_SIZE
+from ._portions import Call
+from ._threads import thread_count
+from .kernels import feedback, quadratic
+from .kernels.factor import BLOCK, POSITIVE_DEFINITE, factorize
+from .kernels.feedback import Rows
+from .kernels.quadratic import Quadratic
+from .kernels.tile import LANES, Floats
 
-_NO_HINTS = np.zeros((0, 0), np.float32)
+_COST: Final = 0.05
+"""Nanoseconds that a core takes for a term of a product: for a weight, by a column."""
 
 _PIECE_BYTES: Final = 48 << 20
 """Memory for a piece of the rows, beside as much as H takes in float32."""
@@ -82,7 +83,7 @@ def prepare(
 def survey(hessian: NDArray[Any], num_threads: int | None) -> int:
     """Check that H can be a matrix of second moments; what `quadratic.survey` found of its rows."""
     found = np.zeros(hessian.shape[0] // GROUP_SIZE, np.int32)
-    quadratic.survey(hessian, found, num_threads=thread_count(num_threads, found.size))
+    quadratic.survey(hessian, found, num_threads=thread_count(num_threads, hessian.size))
     for flaw, wanted in (
         (quadratic.NOT_FINITE, "finite"),
         (quadratic.NEGATIVE, "positive semidefinite"),
@@ -130,18 +131,19 @@ def _factorized(
 ) -> Quadratic:
     """Order, damp and factorize H, times a factor."""
     columns, groups = hessian.shape[0], order.size
-    threads = thread_count(num_threads, groups)
+    threads = thread_count(num_threads, _COST * columns**3 / 3)
     places = (GROUP_SIZE * order[:, None] + np.arange(GROUP_SIZE)).reshape(-1)
     live = hessian.diagonal()[places] > 0
     damped = np.where(live, np.float32(damping), np.float32(0))
     size = -(-columns // BLOCK) * BLOCK
     root = np.zeros((size, size), np.float64)
     quadratic.set_damped(hessian, order, factor, damped, root, num_threads=threads)
-    bad = factorize(root, num_threads=threads)
-    if bad != POSITIVE_DEFINITE:
+    status = np.empty(1, np.int32)
+    factorize(root, status, num_threads=threads)
+    if status[0] != POSITIVE_DEFINITE:
         raise ValueError(
             f"hessian must be positive definite after damping, found a pivot of at most 0 (but for "
-            f"rounding) in column {int(places[bad])}; use more damping"
+            f"rounding) in column {int(places[status[0]])}; use more damping"
         )
     result = Quadratic(
         order,
@@ -161,15 +163,12 @@ def _factorized(
 
 
 def encode_rows(
+    call: Call,
     array: NDArray[Any],
     importance: Floats,
     moments: Quadratic,
     sweeps: int,
-    method: Method,
-    parameters: Any,
-    eps_scale: float,
     packed: NDArray[np.uint8],
-    num_threads: int | None,
 ) -> bool:
     """Encode an array's rows with error feedback; False if there are weights that none can store.
 
@@ -179,34 +178,29 @@ def encode_rows(
     columns = array.shape[-1]
     budget = _PIECE_BYTES + 4 * columns**2
     most = max(budget // (_BYTES_A_WEIGHT * columns * LANES), 1) * LANES
-    full = method.free and bool(parameters[0])
+    full = call.method.joint and bool(call.parameters.full)
     at = 0
-
-    def encode(weights: Floats, importance: Floats, packed: NDArray[np.uint8]) -> bool:
-        """The method itself: all that is known of it here."""
-        return _encode(method, parameters, eps_scale, weights, importance, packed, num_threads)
-
     for piece in pieces(array, size=most * columns):
-        weights = read_only(piece.reshape(-1, columns))
         part = packed[at : at + piece.size // GROUP_SIZE * GROUP_BYTES]
         at += part.size
+        weights = read_only(piece.reshape(-1, columns))
         repeated = np.broadcast_to(importance, weights.shape).reshape(-1)
-        if not encode(piece, repeated, part):
+        if not _portions.encode(call, piece, repeated, part):
             return False
         del repeated
-        blocks = -(-weights.shape[0] // LANES)
-        threads = thread_count(num_threads, blocks)
-        rows = _new_rows(blocks, columns)
+        threads = thread_count(call.num_threads, _COST * columns * piece.size)
+        rows = _new_rows(-(-weights.shape[0] // LANES), columns)
         feedback.load_rows(weights, moments.order, rows.weights, num_threads=threads)
-        _feed_back(encode, moments, full, rows, threads)
-        feedback.sweep(moments, sweeps, full, rows, num_threads=threads)
+        _feed_back(call, moments, full, rows, threads)
+        for _ in range(sweeps):
+            feedback.sweep(moments, full, rows, num_threads=threads)
         better = np.empty(weights.shape[0], np.bool_)
         feedback.compare(part, moments, rows, better, num_threads=threads)
         feedback.store_rows(moments.order, rows, better, part, num_threads=threads)
     return True
 
 
-def _feed_back(encode: Any, moments: Quadratic, full: bool, rows: Rows, threads: int) -> None:
+def _feed_back(call: Call, moments: Quadratic, full: bool, rows: Rows, threads: int) -> None:
     """Round all groups of some rows, one after another."""
     count = rows.loss.size
     centers = np.empty(count * GROUP_SIZE, np.float32)
@@ -215,30 +209,12 @@ def _feed_back(encode: Any, moments: Quadratic, full: bool, rows: Rows, threads:
     feedback.step(0, moments, full, packed, rows, centers, num_threads=threads)
     for g, own in enumerate(moments.importance.reshape(-1, GROUP_SIZE)):
         importance[:] = own
-        encode(centers, importance.reshape(-1), packed)
+        _portions.encode(call, centers, importance.reshape(-1), packed)
         feedback.step(g + 1, moments, full, packed, rows, centers, num_threads=threads)
 
 
-def _encode(
-    method: Method,
-    parameters: Any,
-    eps_scale: float,
-    weights: Floats,
-    importance: Floats,
-    packed: NDArray[np.uint8],
-    num_threads: int | None,
-) -> bool:
-    """Encode flat weights by a method; False if there are weights that it cannot store."""
-    threads = thread_count(num_threads, -(-weights.size // (GROUP_SIZE * LANES)))
-    if method.hints is not None:
-        return encode_hinted(weights, importance, method, parameters, eps_scale, packed, threads)
-    return method.encode(
-        weights, importance, _NO_HINTS, parameters, eps_scale, packed, num_threads=threads
-    )
-
-
 def _new_rows(blocks: int, columns: int) -> Rows:
-    """Room for some blocks of rows."""
+    """Return memory for some blocks of rows."""
     groups = columns // GROUP_SIZE
     return Rows(
         np.empty((blocks, columns, LANES), np.float32),

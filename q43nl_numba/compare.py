@@ -23,7 +23,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from q43nl_numba import GROUP_SIZE, METHODS, __version__, q43nl, quality
-from q43nl_numba._jit import thread_count
+from q43nl_numba._threads import thread_count
 from q43nl_numba.distributions import DISTRIBUTIONS, draw
 from q43nl_numba.methods.optimal import EFFORTS
 from q43nl_numba.sample import DEFAULT_FILE_SIZE, Sample, read_sample
@@ -315,7 +315,7 @@ def machine_facts(num_threads: int | None = None) -> dict[str, str | int]:
     return {
         "q43nl_numba": __version__,
         "cpu": _cpu_name(),
-        "threads": thread_count(num_threads, items=sys.maxsize),
+        "threads": thread_count(num_threads),
         "python": platform.python_version(),
         "numba": metadata.version("numba"),
         "numpy": np.__version__,

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from q43nl_numba import GROUP_SIZE
-from q43nl_numba.layout import MAX_SCALE
+from q43nl_numba._layout import MAX_SCALE
 
 __all__ = ["DEFAULT_FILE_SIZE", "Sample", "read_sample"]
 

@@ -23,8 +23,8 @@ from q43nl_numba.convert.reading import TensorReader, read_header
 from q43nl_numba.convert.record import Original, is_converted, metadata_with_record
 from q43nl_numba.convert.report import ConvertReport, PackedTensor
 from q43nl_numba.convert.transfer import Put, transfer
-from q43nl_numba.layout import MAX_SCALE
-from q43nl_numba.quantize import farthest_weight, is_too_large
+from q43nl_numba._layout import MAX_SCALE
+from q43nl_numba._quantize import is_too_large, largest_storable_weight
 
 
 def convert(
@@ -173,7 +173,7 @@ class _Packer:
             try:
                 packed = q43nl(weights, self._method, importance=importance, **self._options)
             except ValueError as error:
-                farthest = farthest_weight(self._method, **self._options)
+                farthest = largest_storable_weight(self._method, **self._options)
                 problem = _unquantizable(reader, step.source, farthest) or str(error)
                 raise tensor_error(reader.header.path, step.source.name, problem) from error
             put(packed, weights.nbytes)

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 
 from ._arrays import check_whole_groups, number_array, pieces
-from .dequantize import decode, packed_bytes
-from .layout import GROUP_BYTES, GROUP_SIZE
+from ._dequantize import decode, packed_bytes
+from ._layout import GROUP_BYTES, GROUP_SIZE
 
 
 @dataclass(frozen=True)

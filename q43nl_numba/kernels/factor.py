@@ -7,15 +7,15 @@ threads and vectors divide only what is apart. So the results have the same bits
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ._jit import Kernel, fma, fma64, helper, prange, specialize
-from .layout import GROUP_SIZE
-from .tile import LANES, Doubles
+from .._jit import fma, helper, prange
+from .._kernel import Kernel
+from .._layout import GROUP_SIZE
+from .tile import LANES, Doubles, Integers
 
 TERMS: Final = 16
 """Terms of a product added at a time: the rows of those fit the L1 cache beside the result."""
@@ -28,11 +28,9 @@ POSITIVE_DEFINITE: Final = -1
 _NOISE: Final = 2.0**-40
 """Pivots are nothing but rounding below this share of the diagonal."""
 
-# Stand-in for what the two precisions bind.
-multiply_add: Callable[..., Any] = fma
 
-
-def _add_product(left: NDArray[Any], right: NDArray[Any], result: NDArray[Any]) -> None:
+@helper
+def add_product(left: NDArray[Any], right: NDArray[Any], result: NDArray[Any]) -> None:
     """Add the product of two matrices to a third, eight terms and two rows a pass.
 
     Parameters
@@ -56,21 +54,17 @@ def _add_product(left: NDArray[Any], right: NDArray[Any], result: NDArray[Any]) 
                 r2, r3 = right[k + 2, lane], right[k + 3, lane]
                 r4, r5 = right[k + 4, lane], right[k + 5, lane]
                 r6, r7 = right[k + 6, lane], right[k + 7, lane]
-                a = multiply_add(a1, r1, multiply_add(a0, r0, result[i, lane]))
-                b = multiply_add(b1, r1, multiply_add(b0, r0, result[j, lane]))
-                a = multiply_add(a3, r3, multiply_add(a2, r2, a))
-                b = multiply_add(b3, r3, multiply_add(b2, r2, b))
-                a = multiply_add(a5, r5, multiply_add(a4, r4, a))
-                b = multiply_add(b5, r5, multiply_add(b4, r4, b))
-                result[i, lane] = multiply_add(a7, r7, multiply_add(a6, r6, a))
-                result[j, lane] = multiply_add(b7, r7, multiply_add(b6, r6, b))
+                a = fma(a1, r1, fma(a0, r0, result[i, lane]))
+                b = fma(b1, r1, fma(b0, r0, result[j, lane]))
+                a = fma(a3, r3, fma(a2, r2, a))
+                b = fma(b3, r3, fma(b2, r2, b))
+                a = fma(a5, r5, fma(a4, r4, a))
+                b = fma(b5, r5, fma(b4, r4, b))
+                result[i, lane] = fma(a7, r7, fma(a6, r6, a))
+                result[j, lane] = fma(b7, r7, fma(b6, r6, b))
 
 
-add_product = helper(specialize(_add_product, "floats"))
-_add_product64 = helper(specialize(_add_product, "doubles", multiply_add=fma64))
-
-
-def _factorize(matrix: Doubles) -> int:
+def _factorize(matrix: Doubles, status: Integers) -> None:
     """Factorize a matrix A = R R^T, R upper triangular, in its place.
 
     Rows are computed from the last on, `BLOCK` of them at a time: from all their elements what the
@@ -83,11 +77,10 @@ def _factorize(matrix: Doubles) -> int:
         n a multiple of `BLOCK`. Only the lower triangle is read. It is overwritten with R^T;
         elements above the diagonal are left with no meaning.
 
-    Returns
-    -------
-    int
-        `POSITIVE_DEFINITE`, or the column whose pivot is not above rounding.
+    status : int32[1]
+        Overwritten with `POSITIVE_DEFINITE`, or the column whose pivot is not above rounding.
     """
+    status[0] = POSITIVE_DEFINITE
     n = matrix.shape[0]
     diagonal = np.empty(n, np.float64)
     for k in range(n):
@@ -97,16 +90,15 @@ def _factorize(matrix: Doubles) -> int:
         for part in prange(BLOCK // GROUP_SIZE):
             top = start + part * GROUP_SIZE
             subtract_later(matrix, top, top + GROUP_SIZE, end, n, start)
-        bad = factorize_block(matrix, diagonal, start, end)
-        if bad != POSITIVE_DEFINITE:
-            return bad
+        status[0] = factorize_block(matrix, diagonal, start, end)
+        if status[0] != POSITIVE_DEFINITE:
+            break
         for chunk in prange(start // BLOCK):
             subtract_later(matrix, start, end, end, n, chunk * BLOCK)
             for bottom in range(end, start, -GROUP_SIZE):
                 top = bottom - GROUP_SIZE
                 subtract_later(matrix, top, bottom, bottom, end, chunk * BLOCK)
                 solve(matrix, top, bottom, chunk * BLOCK, (chunk + 1) * BLOCK)
-    return POSITIVE_DEFINITE
 
 
 @helper
@@ -124,7 +116,7 @@ def subtract_later(
                 right[i, j] = matrix[k + i, first + j]
         for row in range(0, bottom - top, GROUP_SIZE):
             left = matrix[k : k + TERMS, top + row : top + row + GROUP_SIZE].T
-            _add_product64(left, right, explained[row : row + GROUP_SIZE])
+            add_product(left, right, explained[row : row + GROUP_SIZE])
     for i in range(bottom - top):
         for j in range(BLOCK):
             matrix[top + i, first + j] -= explained[i, j]
@@ -132,7 +124,7 @@ def subtract_later(
 
 @helper
 def factorize_block(matrix: Doubles, diagonal: Doubles, start: int, end: int) -> int:
-    """Factorize the square on the diagonal from `start` to `end`; returns as `_factorize` does."""
+    """Factorize the square on the diagonal from `start` to `end`; return the status of `_factorize`."""
     for bottom in range(end, start, -GROUP_SIZE):
         top = bottom - GROUP_SIZE
         subtract_later(matrix, top, bottom, bottom, end, start)
@@ -162,7 +154,7 @@ def subtract_rows(matrix: Doubles, k: int, bottom: int, first: int, stop: int) -
     for later in range(k + 1, bottom):
         factor = -matrix[later, k]
         for j in range(first, stop):
-            matrix[k, j] = fma64(factor, matrix[later, j], matrix[k, j])
+            matrix[k, j] = fma(factor, matrix[later, j], matrix[k, j])
 
 
 factorize = Kernel(_factorize)

@@ -41,34 +41,29 @@ from typing import Any, Final, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from ._jit import Kernel, fma, helper, prange
-from .curve import STEPS
-from .encode_free import (
-    HALF_NORMAL,
-    HALF_SIGN,
-    LARGEST_HALF,
-    OUTERMOST,
-    SMALLEST_CURVE,
-    decoded_level,
-)
-from .factor import TERMS, add_product
-from .layout import (
+from .._jit import fma, helper, prange
+from .._kernel import Kernel
+from .._layout import (
     CURVE_AT,
     GROUP_BYTES,
     GROUP_SIZE,
     LARGEST_CURVE,
+    LARGEST_SCALE,
     MAX_SCALE,
     NIBBLE_OF_ZERO,
     SCALE_AT,
-    float_of_half,
-    half_not_below,
+    SCALE_MAGNITUDE,
+    SCALE_SIGN,
+    SMALLEST_NORMAL_SCALE,
+    scale_bits_not_below,
+    scale_of_bits,
 )
+from .curve import STEPS, c_of_curve, level, x_of_code
+from .factor import TERMS, add_product
+from .joint import OUTERMOST, SMALLEST_CURVE
 from .quadratic import Quadratic
-from .tile import LANES, Bytes, Codes, Doubles, Floats, Halves, Integers
+from .tile import LANES, Bytes, Codes, Doubles, Floats, Integers, ScaleBits
 
-_MAGNITUDE: Final = np.uint32(0x7FFF)
-_SEVENTH: Final = np.float32(1 / STEPS)
-_CURVE_UNIT: Final = np.float32(1 / LARGEST_CURVE)
 _ZERO: Final = np.float32(0)
 _ONE: Final = np.float32(1)
 _HALF: Final = np.float32(0.5)
@@ -97,7 +92,7 @@ class Levels(NamedTuple):
 class Group(NamedTuple):
     """A group of each lane's row, while its codes are chosen."""
 
-    bits: Halves
+    bits: ScaleBits
     """Of the scales, uint32[LANES]."""
     curves: Integers
     codes: Floats
@@ -112,7 +107,7 @@ class Group(NamedTuple):
 
 @helper
 def new_levels() -> Levels:
-    """Uninitialized room for levels."""
+    """Return uninitialized memory for levels."""
     return Levels(
         np.empty(LANES, np.float32),
         np.empty(LANES, np.float32),
@@ -123,8 +118,8 @@ def new_levels() -> Levels:
 
 
 @helper
-def new_group(bits: Halves, curves: Integers) -> Group:
-    """Room for a group with the scale bits and curves that are to be written to."""
+def new_group(bits: ScaleBits, curves: Integers) -> Group:
+    """Return memory for a group; its scale bits and curves are written to the arrays given."""
     return Group(
         bits,
         curves,
@@ -136,35 +131,33 @@ def new_group(bits: Halves, curves: Integers) -> Group:
 
 
 @helper
-def set_levels(bits: Halves, curves: Integers, full: bool, levels: Levels) -> None:
-    """Levels of the scales and curves; level -8 is among them where all codes are allowed."""
+def set_levels(bits: ScaleBits, curves: Integers, full: bool, levels: Levels) -> None:
+    """Write the levels of scales and curves; level -8 is one of them where all codes are allowed."""
     for lane in range(LANES):
-        scale = float_of_half(np.uint32(bits[lane] & _MAGNITUDE))
+        scale = scale_of_bits(np.uint32(bits[lane] & SCALE_MAGNITUDE))
         levels.scales[lane] = scale
-        levels.signs[lane] = -_ONE if bits[lane] & HALF_SIGN else _ONE
-        levels.cs[lane] = np.float32(np.float32(curves[lane]) * _CURVE_UNIT)
-        outermost = decoded_level(np.float32(OUTERMOST), scale, curves[lane])
+        levels.signs[lane] = -_ONE if bits[lane] & SCALE_SIGN else _ONE
+        levels.cs[lane] = c_of_curve(curves[lane])
+        outermost = level_of(np.float32(OUTERMOST), scale, levels.cs[lane])
         levels.outermost[lane] = outermost if full and scale > 0 else _NEVER
     for k in range(STEPS):
         for lane in range(LANES):
-            scale = levels.scales[lane]
-            lower = decoded_level(np.float32(k), scale, curves[lane])
-            upper = decoded_level(np.float32(k + 1), scale, curves[lane])
+            scale, c = levels.scales[lane], levels.cs[lane]
+            lower = level_of(np.float32(k), scale, c)
+            upper = level_of(np.float32(k + 1), scale, c)
             midpoint = np.float32(_HALF * np.float32(lower + upper))
             levels.midpoints[k, lane] = midpoint if scale > 0 else np.float32(np.inf)
 
 
 @helper
 def level_of(code: np.float32, scale: np.float32, c: np.float32) -> np.float32:
-    """What a code decodes to, bit for bit: all signs included."""
-    x = np.float32(code * _SEVENTH)
-    bent = np.float32(np.float32(x * c) * abs(x))
-    return np.float32(fma(np.float32(_ONE - c), x, bent) * scale)
+    """Return what a code decodes to, bit for bit: code and scale with their signs."""
+    return np.float32(level(x_of_code(code), c) * scale)
 
 
 @helper
 def nearest(value: np.float32, levels: Levels, lane: int) -> tuple[np.float32, np.float32]:
-    """The code whose level is nearest to a value, and the level."""
+    """Return the code whose level is nearest to a value, and the level."""
     mirrored = value * levels.signs[lane]
     size = abs(value)
     code = _ZERO
@@ -224,7 +217,7 @@ def refit(metric: Floats, full: bool, levels: Levels, group: Group) -> None:
     metric_b = np.zeros((GROUP_SIZE, LANES), np.float32)
     for i in range(GROUP_SIZE):
         for lane in range(LANES):
-            value = np.float32(group.codes[i, lane] * _SEVENTH)
+            value = x_of_code(group.codes[i, lane])
             x[i, lane] = value
             b[i, lane] = value * abs(value) - value
     add_product(metric, x, metric_x)
@@ -247,9 +240,9 @@ def refit(metric: Floats, full: bool, levels: Levels, group: Group) -> None:
 
 @helper
 def choose_storable(
-    sums: Floats, full: bool, levels: Levels, group: Group, bits: Halves, curves: Integers
+    sums: Floats, full: bool, levels: Levels, group: Group, bits: ScaleBits, curves: Integers
 ) -> None:
-    """Best of the storable pairs around the least loss, given its bends and slopes.
+    """Write the best of the storable pairs around the least loss, given its bends and slopes.
 
     That is, of the two curves next to the best one the two scales next to the best for that curve.
     The present pair stays where none is better. Scales keep their sign.
@@ -279,21 +272,22 @@ def choose_storable(
             c = curve / LARGEST_CURVE
             bend = xx + c * (2.0 * xb + c * bb)
             wanted = sign * (from_x + c * from_b) / bend if bend > 0 else 0.0
-            half = half_not_below(np.float32(min(max(wanted, 0.0), MAX_SCALE)))
-            half = half - np.uint32(1) if (trial & 1) and half > 0 else half
-            new_p = sign * np.float64(float_of_half(half))
+            tried = scale_bits_not_below(np.float32(min(max(wanted, 0.0), MAX_SCALE)))
+            tried = np.uint32(tried - np.uint32(1)) if (trial & 1) and tried > 0 else tried
+            new_p = sign * np.float64(scale_of_bits(tried))
             dp, dt = new_p - p, new_p * c - t
             change = dp * (dp * xx + 2.0 * (dt * xb - slope_x)) + dt * (dt * bb - 2.0 * slope_b)
-            least_half = HALF_NORMAL if sign < 0 else np.uint32(1)
-            better = change < best and least_half <= half and half <= LARGEST_HALF and p != 0
+            least = SMALLEST_NORMAL_SCALE if sign < 0 else np.uint32(1)
+            better = change < best and least <= tried and tried <= LARGEST_SCALE and p != 0
             best = change if better else best
-            bits[lane] = (half | HALF_SIGN if sign < 0 else half) if better else bits[lane]
+            signed = np.uint32(tried | SCALE_SIGN) if sign < 0 else tried
+            bits[lane] = signed if better else bits[lane]
             curves[lane] = np.int32(curve) if better else curves[lane]
 
 
 @helper
 def take_where_lower(
-    metric_x: Floats, metric_b: Floats, bits: Halves, curves: Integers, levels: Levels, group: Group
+    metric_x: Floats, metric_b: Floats, bits: ScaleBits, curves: Integers, levels: Levels, group: Group
 ) -> None:
     """Take new scales and curves in the lanes where the decoded weights have less loss."""
     decoded = np.empty((GROUP_SIZE, LANES), np.float32)
@@ -304,8 +298,8 @@ def take_where_lower(
     dp = np.empty(LANES, np.float32)
     dt = np.empty(LANES, np.float32)
     for lane in range(LANES):
-        scales[lane] = float_of_half(np.uint32(bits[lane] & _MAGNITUDE)) * levels.signs[lane]
-        cs[lane] = np.float32(np.float32(curves[lane]) * _CURVE_UNIT)
+        scales[lane] = scale_of_bits(np.uint32(bits[lane] & SCALE_MAGNITUDE)) * levels.signs[lane]
+        cs[lane] = c_of_curve(curves[lane])
         old = levels.scales[lane] * levels.signs[lane]
         dp[lane] = scales[lane] - old
         dt[lane] = scales[lane] * cs[lane] - old * levels.cs[lane]
@@ -353,7 +347,7 @@ class Rows(NamedTuple):
     """Weight minus decoded weight, of the same shape."""
     codes: Codes
     """int8, of the same shape."""
-    bits: Halves
+    bits: ScaleBits
     """uint32[blocks, groups, LANES]."""
     curves: Integers
     """int32[blocks, groups, LANES]."""
@@ -363,10 +357,17 @@ class Rows(NamedTuple):
     """Of each row, undamped, float64[blocks, LANES]."""
 
 
-def _load_rows(weights: Floats, order: Integers, tiles: Floats) -> int:
-    """Lay float32[rows, columns] out by blocks; how many may not be stored."""
+def _load_rows(weights: Floats, order: Integers, tiles: Floats) -> None:
+    """Lay rows out by blocks.
+
+    Parameters
+    ----------
+    weights : float32[rows, columns]
+    order : int32[groups]
+    tiles : float32[blocks, columns, LANES]
+        Overwritten, with zeros for rows that there are not.
+    """
     count, columns = weights.shape
-    odd = 0
     for block in prange(tiles.shape[0]):
         first = block * LANES
         for k in range(columns):
@@ -376,10 +377,7 @@ def _load_rows(weights: Floats, order: Integers, tiles: Floats) -> int:
             column = order[g] * GROUP_SIZE
             for lane in range(min(LANES, count - first)):
                 for i in range(GROUP_SIZE):
-                    weight = weights[first + lane, column + i]
-                    odd += not abs(weight) <= MAX_SCALE
-                    tiles[block, g * GROUP_SIZE + i, lane] = weight
-    return odd
+                    tiles[block, g * GROUP_SIZE + i, lane] = weights[first + lane, column + i]
 
 
 def _step(g: int, quadratic: Quadratic, full: bool, packed: Bytes, rows: Rows, centers: Any) -> None:
@@ -402,7 +400,7 @@ def _step(g: int, quadratic: Quadratic, full: bool, packed: Bytes, rows: Rows, c
 
 @helper
 def set_targets(g: int, block: int, quadratic: Quadratic, rows: Rows, centers: Floats) -> None:
-    """Targets of a group's columns as its beginning knows them, and the group's centers."""
+    """Write a group's targets, without the group's own errors, and its centers."""
     first = g * GROUP_SIZE
     feedback = quadratic.feedback
     weights, errors, targets = rows.weights[block], rows.errors[block], rows.targets[block]
@@ -478,12 +476,11 @@ def round_group(
 # --- sweeps ----------------------------------------------------------------------------------
 
 
-def _sweep(quadratic: Quadratic, sweeps: int, full: bool, rows: Rows) -> None:
-    """Lower the loss group by group, all else fixed, some times over."""
+def _sweep(quadratic: Quadratic, full: bool, rows: Rows) -> None:
+    """Lower the loss group by group, with all other groups as they are."""
     for block in prange(rows.weights.shape[0]):
-        for _ in range(sweeps):
-            for g in range(quadratic.order.size):
-                sweep_group(g, block, quadratic, full, rows)
+        for g in range(quadratic.order.size):
+            sweep_group(g, block, quadratic, full, rows)
 
 
 @helper
@@ -513,7 +510,7 @@ def sweep_group(g: int, block: int, quadratic: Quadratic, full: bool, rows: Rows
 
 
 def _compare(packed: Bytes, quadratic: Quadratic, rows: Rows, better: NDArray[np.bool_]) -> None:
-    """Tell the rows that have less loss than in some packed bytes; their errors are overwritten.
+    """Write which rows have less loss than in some packed bytes; their errors are overwritten.
 
     Parameters
     ----------
@@ -534,7 +531,7 @@ def _compare(packed: Bytes, quadratic: Quadratic, rows: Rows, better: NDArray[np
 def compare_block(
     packed: Bytes, block: int, quadratic: Quadratic, rows: Rows, better: NDArray[np.bool_]
 ) -> None:
-    """Compare a block of rows; what others lose is summed up until all have lost more."""
+    """Compare a block of rows; the other loss is summed up until it is larger in all of them."""
     weights, errors, loss = rows.weights[block], rows.errors[block], rows.loss[block]
     needed = np.zeros(LANES, np.float64)
     set_errors(packed, quadratic, weights, errors)
@@ -550,7 +547,7 @@ def compare_block(
     left = np.empty((GROUP_SIZE, LANES), np.float32)
     lanes = better.size
     undecided = True
-    # The last columns have the most to answer for: few of them decide.
+    # The last columns have most of the loss: a few of them decide.
     for stop in range(errors.shape[0], 0, -GROUP_SIZE):
         if not undecided:
             break
@@ -575,7 +572,7 @@ def compare_block(
 
 @helper
 def set_errors(packed: Bytes, quadratic: Quadratic, weights: Floats, errors: Floats) -> None:
-    """Errors of a block of packed rows."""
+    """Write the errors of a block of packed rows."""
     groups = quadratic.order.size
     scales = np.zeros(LANES, np.float32)
     cs = np.zeros(LANES, np.float32)
@@ -584,8 +581,8 @@ def set_errors(packed: Bytes, quadratic: Quadratic, weights: Floats, errors: Flo
         for lane in range(packed.size // (groups * GROUP_BYTES)):
             at = (lane * groups + quadratic.order[g]) * GROUP_BYTES
             high = np.uint32(packed[at + SCALE_AT + 1]) << np.uint32(8)
-            scales[lane] = float_of_half(np.uint32(packed[at + SCALE_AT]) | high)
-            cs[lane] = np.float32(np.float32(np.int8(packed[at + CURVE_AT])) * _CURVE_UNIT)
+            scales[lane] = scale_of_bits(np.uint32(packed[at + SCALE_AT]) | high)
+            cs[lane] = c_of_curve(np.int8(packed[at + CURVE_AT]))
             for byte in range(GROUP_SIZE // 2):
                 pair = np.int32(packed[at + byte])
                 codes[2 * byte, lane] = np.float32((pair & 15) - NIBBLE_OF_ZERO)
@@ -615,7 +612,7 @@ def store_row(order: Integers, rows: Rows, row: int, packed: Bytes) -> None:
     for g in range(order.size):
         start = order[g] * GROUP_BYTES
         bits = rows.bits[block, g, lane]
-        if bits & _MAGNITUDE == 0:
+        if bits & SCALE_MAGNITUDE == 0:
             packed[start : start + GROUP_BYTES] = 0
             continue
         for byte in range(GROUP_SIZE // 2):

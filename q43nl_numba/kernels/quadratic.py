@@ -13,8 +13,9 @@ from typing import Any, Final, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from ._jit import Kernel, helper, prange
-from .layout import GROUP_SIZE
+from .._jit import helper, prange
+from .._kernel import Kernel
+from .._layout import GROUP_SIZE
 from .tile import Doubles, Floats, Integers
 
 

@@ -68,6 +68,7 @@ _ZERO: Final = np.float32(0)
 _ONE: Final = np.float32(1)
 _HALF: Final = np.float32(0.5)
 _NEVER: Final = np.float32(1e30)
+_TURNS: Final = 2
 _COLLINEAR: Final = 1e-5
 """Share of the determinant below which x and b of a group's codes are one direction."""
 
@@ -176,9 +177,10 @@ def nearest(value: np.float32, levels: Levels, lane: int) -> tuple[np.float32, n
 
 @helper
 def refine(metric: Floats, full: bool, levels: Levels, group: Group) -> None:
-    """Refit scales and curves, then move the codes. The gradient is of no use afterwards."""
-    refit(metric, full, levels, group)
-    move_codes(metric, levels, group, False)
+    """Refit scales and curves and move the codes, twice. The gradient is not valid afterwards."""
+    for turn in range(_TURNS):
+        refit(metric, full, levels, group)
+        move_codes(metric, levels, group, turn + 1 < _TURNS)
 
 
 @helper
@@ -501,7 +503,6 @@ def sweep_group(g: int, block: int, quadratic: Quadratic, full: bool, rows: Rows
             group.codes[j, lane] = code
             group.decoded[j, lane] = level_of(code, scale, levels.cs[lane])
     metric = quadratic.hessian[first:stop, first:stop]
-    move_codes(metric, levels, group, True)
     refine(metric, full, levels, group)
     finish(first, rows.weights[block], group, errors, codes, rows.loss[block])
 

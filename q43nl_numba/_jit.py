@@ -10,7 +10,6 @@ With ``NUMBA_DISABLE_JIT=1`` all of this is plain Python, for debuggers and cove
 from __future__ import annotations
 
 import contextlib
-import functools
 import logging
 import threading
 from collections.abc import Callable, Iterator
@@ -113,11 +112,15 @@ class TileFunction:
         self._function = function
         self._name = name
         self._signature = signature
+        self._compiled: Any = None if IS_COMPILED else function
 
-    @functools.cached_property
+    @property
     def compiled(self) -> Any:
         """The function as Numba passes it to kernels."""
-        return _compile_apart(self._compile) if IS_COMPILED else self._function
+        # No functools.cached_property: its lock would be lost in a fork while a thread compiles.
+        if self._compiled is None:
+            self._compiled = _compile_apart(self._compile)
+        return self._compiled
 
     def _compile(self) -> Any:
         compiled: Any = CFunc(
@@ -151,14 +154,15 @@ def _compile_apart(compile_it: Callable[[], T]) -> T:
     return result.result()
 
 
-_compiling = threading.Lock()
+compiling: Final = threading.RLock()
+"""Held while a kernel is compiled."""
 
 
 @contextlib.contextmanager
 def _quiet_compiler() -> Iterator[None]:
     """Keep the compiler's debug messages, tens of thousands of lines, out of the program's log."""
     logger = logging.getLogger("numba")
-    with _compiling:
+    with compiling:
         level = logger.level
         if level == logging.NOTSET:
             logger.setLevel(logging.WARNING)

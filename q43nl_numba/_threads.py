@@ -18,7 +18,7 @@ from typing import Any, Final, TypeVar
 import numba
 from numba.core.compiler_lock import global_compiler_lock
 
-from ._jit import Build
+from ._jit import Build, compiling
 
 T = TypeVar("T")
 
@@ -84,11 +84,13 @@ class _Pool:
     def before_fork(self) -> None:
         """Wait until no other thread launches or compiles: the child would wait for it for ever."""
         self._turn.acquire()
+        compiling.acquire()
         global_compiler_lock.acquire()
 
     def after_fork_in_parent(self) -> None:
         """Let the other threads go on."""
         global_compiler_lock.release()
+        compiling.release()
         self._turn.release()
 
     def after_fork_in_child(self) -> None:

@@ -8,11 +8,12 @@ import samples
 
 from q43nl_numba import dequantize, q43nl
 from q43nl_numba.kernels.joint import LARGEST_STORABLE
+from q43nl_numba.methods import exact
 from q43nl_numba.methods.optimal import refinement
 from q43nl_numba.kernels.tile import LANES
 
-FREE = ("optimal", "exact")
-every_free = pytest.mark.parametrize("method", FREE)
+JOINT = ("optimal", "exact")
+every_free = pytest.mark.parametrize("method", JOINT)
 both_codes = pytest.mark.parametrize("codes", ["full", "symmetric"])
 
 EFFORTS = range(1, 10)
@@ -138,6 +139,18 @@ def test_kept_candidates_stay_whole(rng, places):
     np.testing.assert_array_equal(kept_scores, best)
     np.testing.assert_array_equal(kept_scale_bits, (best * 2**15).astype(np.uint32))
     np.testing.assert_array_equal(kept_curves, (best * 2**20).astype(np.int32))
+
+
+def test_the_work_of_exact_is_bounded(monkeypatch):
+    """This importance used to take 3.5 s for a single group; boxes are counted, not seconds."""
+    weights = np.random.default_rng(0).standard_normal(32).astype(np.float32)
+    importance = np.full(32, 4e-12, np.float32)
+    importance[np.argmax(np.abs(weights))] = 1e-40
+    one_more = exact.MOST_BOXES + exact.BOXES
+    assert 90e-9 * one_more < 0.1  # nanoseconds that a box takes
+    packed = q43nl(weights, "exact", importance=importance)
+    found = oracle.errors(weights, packed, importance)
+    assert found <= oracle.errors(weights, q43nl(weights, "grid", importance=importance), importance)
 
 
 def test_gain_over_grid(normal):

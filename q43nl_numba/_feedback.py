@@ -23,6 +23,9 @@ from .kernels.tile import LANES, Floats
 _COST: Final = 0.05
 """Nanoseconds that a core takes for a term of a product: for a weight, by a column."""
 
+_NANOSECONDS: Final = 5e8
+"""Time between two looks for interrupts, about."""
+
 _PIECE_BYTES: Final = 48 << 20
 """Memory for a piece of the rows, beside as much as H takes in float32."""
 _BYTES_A_WEIGHT: Final = 20
@@ -176,52 +179,67 @@ def encode_rows(
     columns alone.
     """
     columns = array.shape[-1]
-    budget = _PIECE_BYTES + 4 * columns**2
-    most = max(budget // (_BYTES_A_WEIGHT * columns * LANES), 1) * LANES
-    full = call.method.joint and bool(call.parameters.full)
+    nanoseconds = (2 + sweeps) * _COST * columns  # of a weight
+    threads = thread_count(call.num_threads, nanoseconds * array.size)
     at = 0
-    for piece in pieces(array, size=most * columns):
+    for piece in pieces(array, size=_piece_rows(columns, nanoseconds, threads) * columns):
         part = packed[at : at + piece.size // GROUP_SIZE * GROUP_BYTES]
         at += part.size
-        weights = read_only(piece.reshape(-1, columns))
+        weights = piece.reshape(-1, columns)
         repeated = np.broadcast_to(importance, weights.shape).reshape(-1)
         if not _portions.encode(call, piece, repeated, part):
             return False
         del repeated
-        threads = thread_count(call.num_threads, _COST * columns * piece.size)
-        rows = _new_rows(-(-weights.shape[0] // LANES), columns)
-        feedback.load_rows(weights, moments.order, rows.weights, num_threads=threads)
-        _feed_back(call, moments, full, rows, threads)
-        for _ in range(sweeps):
-            feedback.sweep(moments, full, rows, num_threads=threads)
-        better = np.empty(weights.shape[0], np.bool_)
-        feedback.compare(part, moments, rows, better, num_threads=threads)
-        feedback.store_rows(moments.order, rows, better, part, num_threads=threads)
+        _take_better_rows(call, read_only(weights), moments, sweeps, part, threads)
     return True
 
 
-def _feed_back(call: Call, moments: Quadratic, full: bool, rows: Rows, threads: int) -> None:
-    """Round all groups of some rows, one after another."""
-    count = rows.loss.size
-    centers = np.empty(count * GROUP_SIZE, np.float32)
-    importance = np.empty((count, GROUP_SIZE), np.float32)
-    packed = np.empty(count * GROUP_BYTES, np.uint8)
-    feedback.step(0, moments, full, packed, rows, centers, num_threads=threads)
-    for g, own in enumerate(moments.importance.reshape(-1, GROUP_SIZE)):
-        importance[:] = own
-        _portions.encode(call, centers, importance.reshape(-1), packed)
-        feedback.step(g + 1, moments, full, packed, rows, centers, num_threads=threads)
+def _piece_rows(columns: int, nanoseconds: float, threads: int) -> int:
+    """Return the rows to take at once: as many as memory and the wait for an interrupt allow."""
+    block = LANES * columns
+    by_memory = (_PIECE_BYTES + 4 * columns**2) // (_BYTES_A_WEIGHT * block)
+    by_time = threads * int(_NANOSECONDS / (nanoseconds * block))
+    return LANES * max(min(by_memory, by_time), 1)
 
 
-def _new_rows(blocks: int, columns: int) -> Rows:
-    """Return memory for some blocks of rows."""
-    groups = columns // GROUP_SIZE
+def _take_better_rows(
+    call: Call,
+    weights: Floats,
+    moments: Quadratic,
+    sweeps: int,
+    packed: NDArray[np.uint8],
+    threads: int,
+) -> None:
+    """Overwrite the packed rows that error feedback makes better."""
+    full = call.method.joint and bool(call.parameters.full)
+    statistics = None
+    if call.method.statistics is not None:
+        statistics = call.method.statistics(weights.reshape(-1, GROUP_SIZE))
+    encode_tile = call.method.encoder.tile_function(weights).compiled
+    rows = _new_rows(*weights.shape)
+    feedback.load_rows(weights, moments.order, rows.weights, num_threads=threads)
+    feedback.feed_back(
+        encode_tile, statistics, call.parameters, call.eps_scale, moments, full, rows,
+        num_threads=threads,
+    )  # fmt: skip
+    for _ in range(sweeps):
+        feedback.sweep(moments, full, rows, num_threads=threads)
+    better = np.empty(weights.shape[0], np.bool_)
+    feedback.compare(packed, moments, rows, better, num_threads=threads)
+    if (rows.finished != sweeps + 2).any():
+        raise MemoryError(f"{weights.shape[0]} rows of {weights.shape[1]} weights need more memory")
+    feedback.store_rows(moments.order, rows, better, packed, num_threads=threads)
+
+
+def _new_rows(count: int, columns: int) -> Rows:
+    """Return memory for a number of rows."""
+    blocks, groups = -(-count // LANES), columns // GROUP_SIZE
     return Rows(
         np.empty((blocks, columns, LANES), np.float32),
         np.empty((blocks, columns, LANES), np.float32),
         np.empty((blocks, columns, LANES), np.int8),
         np.empty((blocks, groups, LANES), np.uint32),
         np.empty((blocks, groups, LANES), np.int32),
-        np.empty((blocks, GROUP_SIZE, LANES), np.float32),
         np.zeros((blocks, LANES), np.float64),
+        np.zeros(blocks, np.int32),
     )

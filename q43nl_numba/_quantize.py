@@ -43,7 +43,7 @@ def q43nl(
     importance: Any = None,
     hessian: Any = None,
     damping: float = 0.01,
-    sweeps: int = 2,
+    sweeps: int = 1,
     eps_scale: float | None = None,
     out: NDArray[np.uint8] | None = None,
     num_threads: int | None = None,

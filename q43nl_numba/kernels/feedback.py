@@ -36,6 +36,7 @@ row is tracked as the sum of what the steps change, with errors of some 1e-6 of 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, Final, NamedTuple
 
 import numpy as np
@@ -59,6 +60,7 @@ from .._layout import (
     scale_of_bits,
 )
 from .curve import STEPS, c_of_curve, level, x_of_code
+from .encode import ENCODED
 from .factor import TERMS, add_product
 from .joint import OUTERMOST, SMALLEST_CURVE
 from .quadratic import Quadratic
@@ -353,10 +355,13 @@ class Rows(NamedTuple):
     """uint32[blocks, groups, LANES]."""
     curves: Integers
     """int32[blocks, groups, LANES]."""
-    targets: Floats
-    """Of the group at work, float32[blocks, GROUP_SIZE, LANES]."""
     loss: Doubles
     """Of each row, undamped, float64[blocks, LANES]."""
+    finished: Integers
+    """How many kernels are done with each block, int32[blocks].
+
+    A kernel cannot raise: where memory runs out in it, it ends without a count.
+    """
 
 
 def _load_rows(weights: Floats, order: Integers, tiles: Floats) -> None:
@@ -382,36 +387,107 @@ def _load_rows(weights: Floats, order: Integers, tiles: Floats) -> None:
                     tiles[block, g * GROUP_SIZE + i, lane] = weights[first + lane, column + i]
 
 
-def _step(g: int, quadratic: Quadratic, full: bool, packed: Bytes, rows: Rows, centers: Any) -> None:
-    """Round group g - 1 with the scales and curves of some packed bytes; set the centers of g.
+def _feed_back(
+    encode_tile: Callable[..., None],
+    statistics: Any,
+    parameters: Any,
+    eps_scale: float,
+    quadratic: Quadratic,
+    full: bool,
+    rows: Rows,
+) -> None:
+    """Choose the codes of some rows, group by group.
 
     Parameters
     ----------
-    packed : uint8[blocks * LANES * GROUP_BYTES]
-        Bytes of group g - 1 of all rows.
-    centers : float32[blocks * LANES * GROUP_SIZE]
-        Overwritten with those of group g, row by row.
+    encode_tile : compiled function
+        What a method's `Encoder` does with one tile, with importance.
+    statistics : float32[n, rows groups] or None
+        Those of the weights, for a method that takes them. (They say where to start a search. For
+        that, the weights as they were will do.)
+    parameters, eps_scale
+        As for `encode_tile`.
+    quadratic : Quadratic
+    full : bool
+        Whether all codes are allowed.
+    rows : Rows
+        With its weights set; the rest is overwritten.
     """
-    groups = quadratic.order.size
     for block in prange(rows.weights.shape[0]):
-        if g > 0:
-            round_group(g - 1, block, quadratic, full, packed, rows)
-        if g < groups:
-            set_targets(g, block, quadratic, rows, centers)
+        feed_back_block(
+            encode_tile, statistics, parameters, eps_scale, quadratic, full, block, rows
+        )
 
 
 @helper
-def set_targets(g: int, block: int, quadratic: Quadratic, rows: Rows, centers: Floats) -> None:
-    """Write a group's targets, without the group's own errors, and its centers."""
+def feed_back_block(
+    encode_tile: Callable[..., None],
+    statistics: Any,
+    parameters: Any,
+    eps_scale: float,
+    quadratic: Quadratic,
+    full: bool,
+    block: int,
+    rows: Rows,
+) -> None:
+    """Choose the codes of a block of rows; parameters are those of `_feed_back`."""
+    targets = np.empty((GROUP_SIZE, LANES), np.float32)
+    centers = np.empty(LANES * GROUP_SIZE, np.float32)
+    importance = np.empty(LANES * GROUP_SIZE, np.float32)
+    packed = np.zeros(LANES * GROUP_BYTES, np.uint8)
+    status = np.zeros(1, np.uint8)
+    for g in range(quadratic.order.size):
+        set_targets(g, block, quadratic, rows, targets)
+        set_centers(g, quadratic.feedback, rows.weights[block], targets, centers)
+        for lane in range(LANES):
+            for i in range(GROUP_SIZE):
+                importance[lane * GROUP_SIZE + i] = quadratic.importance[g * GROUP_SIZE + i]
+        if statistics is None:
+            encode_tile(
+                centers, importance, None, parameters, eps_scale, packed, status, np.int64(0)
+            )
+        else:
+            own = statistics_of(statistics, block, g, quadratic.order)
+            encode_tile(
+                centers, importance, own, parameters, eps_scale, packed, status, np.int64(0)
+            )
+        if status[0] != ENCODED:
+            return
+        round_group(g, block, quadratic, full, packed, targets, rows)
+    rows.finished[block] += 1
+
+
+@helper
+def statistics_of(statistics: Floats, block: int, g: int, order: Integers) -> Floats:
+    """Return the statistics of a group of each lane's row, float32[n, LANES]."""
+    own = np.zeros((statistics.shape[0], LANES), np.float32)
+    first = block * LANES * order.size + order[g]
+    for row in range(statistics.shape[0]):
+        for lane in range(LANES):
+            at = first + lane * order.size
+            own[row, lane] = statistics[row, at] if at < statistics.shape[1] else _ZERO
+    return own
+
+
+@helper
+def set_targets(g: int, block: int, quadratic: Quadratic, rows: Rows, targets: Floats) -> None:
+    """Write a group's targets, as far as earlier groups are concerned: float32[GROUP_SIZE, LANES]."""
     first = g * GROUP_SIZE
-    feedback = quadratic.feedback
-    weights, errors, targets = rows.weights[block], rows.errors[block], rows.targets[block]
+    weights, errors = rows.weights[block], rows.errors[block]
     for i in range(GROUP_SIZE):
         for lane in range(LANES):
             targets[i, lane] = weights[first + i, lane]
     for k in range(0, first, TERMS):
-        left = feedback[first : first + GROUP_SIZE, k : k + TERMS]
+        left = quadratic.feedback[first : first + GROUP_SIZE, k : k + TERMS]
         add_product(left, errors[k : k + TERMS], targets)
+
+
+@helper
+def set_centers(
+    g: int, feedback: Floats, weights: Floats, targets: Floats, centers: Floats
+) -> None:
+    """Write a group's centers, row by row: float32[LANES * GROUP_SIZE]."""
+    first = g * GROUP_SIZE
     center = targets.copy()
     for j in range(GROUP_SIZE):
         for i in range(j + 1, GROUP_SIZE):
@@ -421,26 +497,35 @@ def set_targets(g: int, block: int, quadratic: Quadratic, rows: Rows, centers: F
                 center[i, lane] = fma(share, moved, center[i, lane])
     limit = np.float32(MAX_SCALE)
     for lane in range(LANES):
-        at = (block * LANES + lane) * GROUP_SIZE
         for i in range(GROUP_SIZE):
             # Within what can be stored, as the weight itself is.
             weight = weights[first + i, lane]
-            centers[at + i] = min(max(center[i, lane], min(weight, -limit)), max(weight, limit))
+            nearest_storable = min(max(center[i, lane], min(weight, -limit)), max(weight, limit))
+            centers[lane * GROUP_SIZE + i] = nearest_storable
 
 
 @helper
 def round_group(
-    g: int, block: int, quadratic: Quadratic, full: bool, packed: Bytes, rows: Rows
+    g: int,
+    block: int,
+    quadratic: Quadratic,
+    full: bool,
+    packed: Bytes,
+    targets: Floats,
+    rows: Rows,
 ) -> None:
-    """Round a group's columns one after another, each with the errors of those before it."""
+    """Round a group's columns one after another, each with the errors of those before it.
+
+    Scales and curves are those of some packed bytes, uint8[LANES * GROUP_BYTES].
+    """
     first = g * GROUP_SIZE
     feedback = quadratic.feedback
-    weights, errors, targets = rows.weights[block], rows.errors[block], rows.targets[block]
+    weights, errors = rows.weights[block], rows.errors[block]
     loss = rows.loss[block]
     group = new_group(rows.bits[block, g], rows.curves[block, g])
     levels = new_levels()
     for lane in range(LANES):
-        at = (block * LANES + lane) * GROUP_BYTES
+        at = lane * GROUP_BYTES
         high = np.uint32(packed[at + SCALE_AT + 1]) << np.uint32(8)
         group.bits[lane] = np.uint32(packed[at + SCALE_AT]) | high
         group.curves[lane] = np.int32(np.int8(packed[at + CURVE_AT]))
@@ -481,8 +566,15 @@ def round_group(
 def _sweep(quadratic: Quadratic, full: bool, rows: Rows) -> None:
     """Lower the loss group by group, with all other groups as they are."""
     for block in prange(rows.weights.shape[0]):
-        for g in range(quadratic.order.size):
-            sweep_group(g, block, quadratic, full, rows)
+        sweep_block(block, quadratic, full, rows)
+
+
+@helper
+def sweep_block(block: int, quadratic: Quadratic, full: bool, rows: Rows) -> None:
+    """Lower the loss of a block of rows."""
+    for g in range(quadratic.order.size):
+        sweep_group(g, block, quadratic, full, rows)
+    rows.finished[block] += 1
 
 
 @helper
@@ -569,6 +661,7 @@ def compare_block(
             undecided = undecided or not found[lane] > needed[lane]
     for lane in range(lanes):
         better[lane] = found[lane] > needed[lane]
+    rows.finished[block] += 1
 
 
 @helper
@@ -627,7 +720,7 @@ def store_row(order: Integers, rows: Rows, row: int, packed: Bytes) -> None:
 
 
 load_rows = Kernel(_load_rows)
-step = Kernel(_step)
+feed_back = Kernel(_feed_back)
 sweep = Kernel(_sweep)
 compare = Kernel(_compare)
 store_rows = Kernel(_store_rows)

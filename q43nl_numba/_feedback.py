@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import math
 from numbers import Real
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from . import _portions
-from ._arrays import number_array, pieces, read_only
+from ._arrays import checked_integer, number_array, pieces, read_only
 from ._layout import GROUP_BYTES, GROUP_SIZE
 from ._portions import Call
 from ._threads import thread_count
@@ -19,6 +19,12 @@ from .kernels.factor import BLOCK, POSITIVE_DEFINITE, factorize
 from .kernels.feedback import Rows
 from .kernels.quadratic import Quadratic
 from .kernels.tile import LANES, Floats
+
+DAMPING: Final = 0.01
+SWEEPS: Final = 1
+"""Defaults of `q43nl`."""
+
+MOST_DAMPING: Final = 1e6
 
 _COST: Final = 0.05
 """Nanoseconds that a core takes for a term of a product: for a weight, by a column."""
@@ -32,23 +38,52 @@ _BYTES_A_WEIGHT: Final = 20
 """What the arrays of a piece take: weights, errors, codes, importance, and a copy of the input."""
 
 
+class Options(NamedTuple):
+    """What a call with a hessian asks for, checked."""
+
+    hessian: NDArray[Any]
+    """float32 or float64[columns, columns], contiguous and read-only."""
+    damping: float
+    sweeps: int
+
+
+def check_options(
+    hessian: Any, damping: Any, sweeps: Any, importance: Any, tensor: NDArray[Any]
+) -> Options | None:
+    """Check a call's options; None for a call without a hessian."""
+    options = (check_damping(damping), checked_integer("sweeps", sweeps, 0))
+    if hessian is None:
+        for name, found, default in zip(
+            ("damping", "sweeps"), options, (DAMPING, SWEEPS), strict=True
+        ):
+            if found != default:
+                raise ValueError(f"{name} belongs to hessian, found {found!r} without one")
+        return None
+    if importance is not None:
+        raise ValueError(
+            "importance must be None with a hessian, whose diagonal is the columns' importance; "
+            "found both"
+        )
+    return Options(check_hessian(hessian, tensor), *options)
+
+
 def check_damping(damping: Any) -> float:
-    """A `damping` argument: a finite number, at least 0."""
+    """Check a `damping` argument: a number from 0 to `MOST_DAMPING`."""
     if isinstance(damping, bool) or not isinstance(damping, (Real, np.number)):
         raise TypeError(f"damping must be a number, found {damping!r}")
-    if not (math.isfinite(float(damping)) and float(damping) >= 0):
-        raise ValueError(f"damping must be finite and at least 0, found {damping!r}")
+    if not 0 <= damping <= MOST_DAMPING:
+        raise ValueError(f"damping must be a number from 0 to {MOST_DAMPING:g}, found {damping!r}")
     return float(damping)
 
 
 def check_hessian(hessian: Any, tensor: NDArray[Any]) -> NDArray[Any]:
-    """A `hessian` argument: float32 or float64, of the size of the tensor's last dimension."""
+    """Check a `hessian` argument but for its values; return it contiguous."""
     array = number_array(hessian, "hessian")
     if array.dtype not in (np.dtype(np.float32), np.dtype(np.float64)):
         raise TypeError(f"hessian must be float32 or float64, found dtype {array.dtype}")
     if tensor.ndim == 0 or tensor.shape[-1] % GROUP_SIZE:
         raise ValueError(
-            f"with a hessian, tensor must have rows of a multiple of {GROUP_SIZE} weights, "
+            f"tensor must have a multiple of {GROUP_SIZE} columns where there is a hessian, "
             f"found shape {tensor.shape}"
         )
     columns = tensor.shape[-1]
@@ -62,29 +97,32 @@ def check_hessian(hessian: Any, tensor: NDArray[Any]) -> NDArray[Any]:
     return read_only(np.ascontiguousarray(turned, array.dtype.newbyteorder("=")))
 
 
-def prepare(
-    hessian: NDArray[Any], damping: float, num_threads: int | None
-) -> tuple[Floats, Quadratic | None]:
-    """Importance of the columns for the methods, and what the kernels need of H.
+def prepare(options: Options, num_threads: int | None) -> tuple[Floats, Quadratic | None]:
+    """Return the importance of the columns, and what the kernels need of H.
 
-    The latter is None if nothing is off the diagonal: there is no error to feed back then.
+    The latter is None if nothing is off the diagonal: there are no errors to feed back then.
+
+    Raises
+    ------
+    ValueError
+        H is not finite, symmetric and, with the damping, positive definite.
     """
+    hessian = options.hessian
     found = survey(hessian, num_threads)
     diagonal = hessian.diagonal().astype(np.float64)
-    live = diagonal > 0
-    # Python's sum of floats is exact; NumPy's depends on the processor.
-    mean = math.fsum(diagonal) / max(int(np.count_nonzero(live)), 1)
-    factor = 2.0 ** -max(math.frexp(mean)[1], -1000)
+    # Python's sum of floats is exact; the last bits of NumPy's depend on the processor.
+    mean = math.fsum(diagonal) / max(int(np.count_nonzero(diagonal)), 1)
+    factor = math.ldexp(1.0, max(-math.frexp(mean)[1], -1000))
     importance = (diagonal * factor).astype(np.float32)
     if not found & quadratic.OFF_DIAGONAL:
         return importance, None
     sums = [math.fsum(group) for group in diagonal.reshape(-1, GROUP_SIZE).tolist()]
     order = np.argsort(-np.array(sums), kind="stable").astype(np.int32)
-    return importance, _factorized(hessian, order, factor, damping * mean * factor, num_threads)
+    return importance, _factorized(options, order, factor, mean, num_threads)
 
 
 def survey(hessian: NDArray[Any], num_threads: int | None) -> int:
-    """Check that H can be a matrix of second moments; what `quadratic.survey` found of its rows."""
+    """Check that H can be a matrix of second moments; return all that `quadratic.survey` found."""
     found = np.zeros(hessian.shape[0] // GROUP_SIZE, np.int32)
     quadratic.survey(hessian, found, num_threads=thread_count(num_threads, hessian.size))
     for flaw, wanted in (
@@ -126,34 +164,35 @@ def _flaw(hessian: NDArray[Any], group: int, flaw: int) -> str:
 
 
 def _factorized(
-    hessian: NDArray[Any],
+    options: Options,
     order: NDArray[np.int32],
     factor: float,
-    damping: float,
+    mean: float,
     num_threads: int | None,
 ) -> Quadratic:
-    """Order, damp and factorize H, times a factor."""
+    """Damp and factorize H, with its groups in an order, its mean diagonal given, times a factor."""
+    hessian = options.hessian
     columns, groups = hessian.shape[0], order.size
     threads = thread_count(num_threads, _COST * columns**3 / 3)
     places = (GROUP_SIZE * order[:, None] + np.arange(GROUP_SIZE)).reshape(-1)
     live = hessian.diagonal()[places] > 0
-    damped = np.where(live, np.float32(damping), np.float32(0))
+    damping = np.where(live, options.damping * mean * factor, 0.0).astype(np.float32)
     size = -(-columns // BLOCK) * BLOCK
     root = np.zeros((size, size), np.float64)
-    quadratic.set_damped(hessian, order, factor, damped, root, num_threads=threads)
+    quadratic.set_damped(hessian, order, factor, damping, root, num_threads=threads)
     status = np.empty(1, np.int32)
     factorize(root, status, num_threads=threads)
     if status[0] != POSITIVE_DEFINITE:
         raise ValueError(
-            f"hessian must be positive definite after damping, found a pivot of at most 0 (but for "
-            f"rounding) in column {int(places[status[0]])}; use more damping"
+            f"hessian must be positive definite after damping, found that it is not at column "
+            f"{int(places[status[0]])} with a damping of {options.damping:g}"
         )
     result = Quadratic(
         order,
         np.empty((0, 0), np.float32),
         np.empty((columns, columns), np.float32),
         np.empty(columns, np.float32),
-        damped,
+        damping,
         np.empty((groups, GROUP_SIZE, GROUP_SIZE), np.float32),
     )
     quadratic.set_feedback(
@@ -173,7 +212,7 @@ def encode_rows(
     sweeps: int,
     packed: NDArray[np.uint8],
 ) -> bool:
-    """Encode an array's rows with error feedback; False if there are weights that none can store.
+    """Encode an array's rows with error feedback; False if there are weights that cannot be stored.
 
     Each row takes the better of two ways: error feedback, and the method with the importance of the
     columns alone.
@@ -218,8 +257,9 @@ def _take_better_rows(
     encode_tile = call.method.encoder.tile_function(weights).compiled
     rows = _new_rows(*weights.shape)
     feedback.load_rows(weights, moments.order, rows.weights, num_threads=threads)
+    parameters = call.method.feedback_parameters(call.parameters)
     feedback.feed_back(
-        encode_tile, statistics, call.parameters, call.eps_scale, moments, full, rows,
+        encode_tile, statistics, parameters, call.eps_scale, moments, full, rows,
         num_threads=threads,
     )  # fmt: skip
     for _ in range(sweeps):

@@ -40,9 +40,10 @@ from collections.abc import Callable
 from typing import Any, Final, NamedTuple
 
 import numpy as np
+from numba.extending import overload
 from numpy.typing import NDArray
 
-from .._jit import fma, helper, prange
+from .._jit import fma, helper, prange, types
 from .._kernel import Kernel
 from .._layout import (
     CURVE_AT,
@@ -442,31 +443,38 @@ def feed_back_block(
         for lane in range(LANES):
             for i in range(GROUP_SIZE):
                 importance[lane * GROUP_SIZE + i] = quadratic.importance[g * GROUP_SIZE + i]
-        if statistics is None:
-            encode_tile(
-                centers, importance, None, parameters, eps_scale, packed, status, np.int64(0)
-            )
-        else:
-            own = statistics_of(statistics, block, g, quadratic.order)
-            encode_tile(
-                centers, importance, own, parameters, eps_scale, packed, status, np.int64(0)
-            )
+        own = statistics_of(statistics, block, g, quadratic.order)
+        encode_tile(centers, importance, own, parameters, eps_scale, packed, status, np.int64(0))
         if status[0] != ENCODED:
             return
         round_group(g, block, quadratic, full, packed, targets, rows)
     rows.finished[block] += 1
 
 
-@helper
-def statistics_of(statistics: Floats, block: int, g: int, order: Integers) -> Floats:
-    """Return the statistics of a group of each lane's row, float32[n, LANES]."""
+def statistics_of(statistics: Any, block: int, g: int, order: Integers) -> Any:
+    """Return the statistics of a group of each lane's row, float32[n, LANES]; of None, None."""
+    return None if statistics is None else _array_statistics(statistics, block, g, order)
+
+
+def _array_statistics(statistics: Any, block: int, g: int, order: Integers) -> Any:
     own = np.zeros((statistics.shape[0], LANES), np.float32)
     first = block * LANES * order.size + order[g]
     for row in range(statistics.shape[0]):
         for lane in range(LANES):
             at = first + lane * order.size
-            own[row, lane] = statistics[row, at] if at < statistics.shape[1] else _ZERO
+            if at < statistics.shape[1]:
+                own[row, lane] = statistics[row, at]
     return own
+
+
+def _no_statistics(statistics: Any, block: int, g: int, order: Integers) -> Any:
+    return None
+
+
+@overload(statistics_of)
+def _compiled_statistics_of(statistics: Any, block: int, g: int, order: Integers) -> Any:
+    """Decide by type: else, what is compiled for an array returns an array or None."""
+    return _no_statistics if isinstance(statistics, types.NoneType) else _array_statistics
 
 
 @helper

@@ -30,8 +30,8 @@ LayerPass = Generator[tuple[int, Floats], None, Floats]
 #: Queries that attend at a time, which bounds the memory of the scores.
 _QUERY_BLOCK = 256
 
-#: Weights of the embedding or the output matrix that are read at a time (64 MiB as float32).
-PIECE_WEIGHTS = 1 << 24
+#: Weights of the embedding or the output matrix that are read at a time (16 MiB as float32).
+PIECE_WEIGHTS = 1 << 22
 
 _OPTIONAL = (
     "self_attn.q_proj.bias",

@@ -44,7 +44,7 @@ def change_tensors(folder, change):
 def text_file(tmp_path, words=2000, name="text.txt", seed=0):
     """Some text that the tiny tokenizer cuts into more tokens than words."""
     rng = np.random.default_rng(seed)
-    vocabulary = "the model text token of a def return import safetensors name and is".split()
+    vocabulary = ["the", "model", "text", "token", "of", "def", "return", "import", "name", "is"]
     path = tmp_path / name
     path.write_text(" ".join(rng.choice(vocabulary, words)))
     return path

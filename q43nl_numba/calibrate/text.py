@@ -26,9 +26,6 @@ _BUILT_IN = "built_in_text.txt"
 #: Characters that are read for every token that is asked for: no common text has more.
 _MOST_CHARACTERS = 16
 
-#: An excerpt of a long text has at least this many characters, so that few windows cross a seam.
-_EXCERPT = 1 << 16
-
 
 @dataclass(frozen=True)
 class Text:
@@ -103,10 +100,9 @@ def cut_windows(
 ) -> Windows:
     """Cut text into windows of equally many tokens.
 
-    The tokens of the whole text are one sequence, from which windows are taken that are spread
-    evenly over it. Where the model's tokenizer puts tokens before a text (Llama's beginning of
-    text), every window begins with them. Of a text that is much longer than needed, evenly spread
-    excerpts are read.
+    The windows are spread evenly over the text; of one that is much longer than needed, only
+    excerpts are cut into tokens. Where the model's tokenizer puts tokens before a text (Llama's
+    beginning of text), every window begins with them.
 
     Parameters
     ----------
@@ -138,42 +134,36 @@ def cut_windows(
         raise CalibrationError(
             f"window must be longer than the {len(prefix)} tokens that begin a text, found {window}"
         )
-    excerpts = _excerpts(text.content, _MOST_CHARACTERS * tokens)
-    ids = np.array(
-        [token for excerpt in excerpts for token in _encode(tokenizer, excerpt)], np.int64
-    )
-    available = ids.size // length
-    if not available:
+    cut = _cut(tokenizer, text.content, tokens // window, length)
+    if not len(cut):
+        found = len(_encode(tokenizer, text.content[: _MOST_CHARACTERS * length]))
         raise CalibrationError(
             f"text must have at least one window of {length} tokens, "
-            f"found {ids.size} in {', '.join(text.sources)}"
+            f"found {found} in {', '.join(text.sources)}"
         )
-    highest = max(int(ids.max()), *prefix, 0)
+    highest = max(int(cut.max()), *prefix, 0)
     if highest >= vocab_size:
         raise CalibrationError(
             f"{os.path.join(folder, TOKENIZER_FILE)}: token ids must be below the model's "
             f"vocabulary size {vocab_size}, found {highest}"
         )
-    count = min(available, tokens // window)
-    chosen = np.arange(count) * available // count
-    cut = ids[: available * length].reshape(available, length)[chosen]
-    begin = np.tile(np.array(prefix, np.int64), (count, 1))
+    begin = np.tile(np.array(prefix, np.int64), (len(cut), 1))
     return Windows(np.concatenate([begin, cut], axis=1).astype(np.int32), text)
 
 
-def _excerpts(content: str, most: int) -> list[str]:
-    """Return the text, or evenly spread parts of it with `most` characters in all.
-
-    >>> _excerpts("a text", 100)
-    ['a text']
-    """
-    if len(content) <= most:
-        return [content]
-    count = max(most // _EXCERPT, 1)
-    size = most // count
-    return [
-        content[begin : begin + size] for begin in (len(content) * i // count for i in range(count))
-    ]
+def _cut(tokenizer: Any, content: str, count: int, length: int) -> npt.NDArray[np.int64]:
+    """Return at most `count` windows of `length` tokens, spread evenly over the text."""
+    excerpt = _MOST_CHARACTERS * length
+    if len(content) > count * excerpt:
+        begins = (len(content) * i // count for i in range(count))
+        parts = [_encode(tokenizer, content[begin : begin + excerpt]) for begin in begins]
+        whole = [part[:length] for part in parts if len(part) >= length]
+        return np.array(whole, np.int64).reshape(-1, length)
+    ids = np.array(_encode(tokenizer, content), np.int64)
+    available = ids.size // length
+    count = min(count, available)
+    middles = (2 * np.arange(count) + 1) * available // (2 * max(count, 1))
+    return ids[: available * length].reshape(available, length)[middles]
 
 
 def _load_tokenizer(folder: str) -> Any:

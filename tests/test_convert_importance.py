@@ -15,7 +15,7 @@ pytest.importorskip("tqdm")
 from safetensors.numpy import load_file, save_file  # noqa: E402
 
 from q43nl_numba import cli  # noqa: E402
-from q43nl_numba.convert import ModelFileError, convert, reading  # noqa: E402
+from q43nl_numba.convert import ModelFileError, convert  # noqa: E402
 
 METHOD = "coarse_fine"
 
@@ -52,8 +52,7 @@ def written(tmp_path, importance):
 @pytest.mark.parametrize("piece", [64, 1 << 19])
 def test_every_tensor_gets_its_own(tmp_path, monkeypatch, tensors, importance, model, piece):
     """Also where pieces and columns are out of step."""
-    monkeypatch.setattr(reading, "PIECE_WEIGHTS", piece)
-    monkeypatch.setattr("q43nl_numba.convert.importance.PIECE_WEIGHTS", piece)
+    monkeypatch.setattr("q43nl_numba.convert.tensors.PIECE_WEIGHTS", piece)
     told = written(tmp_path, importance)
     convert(model, tmp_path / "out", METHOD, importance=told)
     stored = load_file(tmp_path / "out")
@@ -99,6 +98,7 @@ def test_the_command(tmp_path, importance, model, capsys):
     [
         ("unknown", np.ones(32, np.float32), "the model has no such tensor"),
         ("kept", np.ones(7, np.float32), "the model has no such tensor that is quantized"),
+        ("shape", np.ones((5, 64), np.float32), r"expected \[3, 5, 64\] or \[64\] or \[3, 64\]"),
         ("plain", np.ones(31, np.float32), r"shape \[31\], expected \[8, 32\] or \[32\]"),
         ("plain", np.ones((32, 8), np.float32), r"shape \[32, 8\], expected"),
         ("plain", np.ones(32, np.int32), "dtype I32, expected floats"),
@@ -114,6 +114,29 @@ def test_what_is_refused(tmp_path, model, name, value, problem):
     with pytest.raises(ModelFileError, match=rf"importance\.st: tensor '{name}': .*{problem}"):
         convert(model, tmp_path / "out", METHOD, importance=told)
     assert sorted(tmp_path.iterdir()) == before
+
+
+@pytest.mark.parametrize("piece", [64, 1 << 19])
+def test_experts_have_columns_of_their_own(tmp_path, monkeypatch, rng, tensors, model, piece):
+    monkeypatch.setattr("q43nl_numba.convert.tensors.PIECE_WEIGHTS", piece)
+    experts = rng.exponential(size=(3, 64)).astype(np.float32)
+    convert(model, tmp_path / "out", METHOD, importance=written(tmp_path, {"shape": experts}))
+    full = np.broadcast_to(experts[:, None], (3, 5, 64))
+    expected = q43nl(tensors["shape"], METHOD, importance=full)
+    np.testing.assert_array_equal(load_file(tmp_path / "out")["shape"].reshape(-1), expected)
+
+
+def test_entries_of_tensors_that_are_not_packed_are_listed(tmp_path, importance, model):
+    """A file may be more than a run needs: patterns change, the file does not."""
+    unused = {"kept": np.ones(7, np.int32), "of another shard": np.ones(3, np.float32)}
+    everything = written(tmp_path, {**importance, **unused})
+    report = convert(model, tmp_path / "a", METHOD, exclude="shape", importance=everything)
+    assert set(report.unused_importance) == {"shape", "kept", "of another shard"}
+    del importance["shape"]
+    convert(
+        model, tmp_path / "b", METHOD, exclude="shape", importance=written(tmp_path, importance)
+    )
+    assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
 
 
 def test_the_output_is_not_the_importance(tmp_path, importance, model):

@@ -11,7 +11,8 @@ import q43nl_numba
 # The default, and the ones that compile least and most.
 METHODS = ("gradient", "grid", "exact")
 
-IMPORT = "import q43nl_numba"
+# The names are imported at their first use.
+IMPORT = "import q43nl_numba; q43nl_numba.q43nl"
 
 FIRST_CALL = """
 import numpy, q43nl_numba

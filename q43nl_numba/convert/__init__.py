@@ -1,32 +1,105 @@
 """Model files: safetensors in, Q43NL safetensors out, and back.
 
 Everything here is built on the public face of :mod:`q43nl_numba` and needs the packages of the
-``convert`` extra (``pip install "q43nl_numba[convert]"``).
+``convert`` extra (in a clone of the project: ``pip install ".[convert]"``).
 
-``convert`` quantizes a model file, ``restore`` brings it back to floating tensors and ``inspect``
-tells what is in a file. One tensor's way through: ``reading`` finds it in the header, ``plan``
-decides what becomes of it, ``packing`` (or ``restoring``) does that piece by piece, into the file
-that ``output`` renames into place when it is complete; ``record`` keeps in the metadata what the
-way back needs.
+`convert_model` quantizes a model, `plan_model` tells what it would do, `verify_model` compares the
+result with the original, `restore` brings it back to floating tensors, and `inspect` tells what is
+in a file or folder.
+
+One tensor's way: ``model`` finds it (``reading`` checks the headers, ``tensors`` reads values),
+``plan`` decides what becomes of it (``rules``, ``quantized``), ``converting`` makes a step of that
+(``packing``, ``restoring``: the recipes), ``job`` turns steps into the bytes of a file, which
+``output`` renames into place, and ``run`` does so for a whole folder. ``record`` keeps in the
+metadata what the way back needs; ``judging`` measures what was lost.
 """
 
+from __future__ import annotations
+
+import os
+from typing import Any
+
 from q43nl_numba.convert.contents import CurveDistribution, FileContents, TensorContents, inspect
+from q43nl_numba.convert.converting import convert_model, plan_model
 from q43nl_numba.convert.errors import ModelFileError
-from q43nl_numba.convert.packing import convert
-from q43nl_numba.convert.plan import KEEP_DTYPES
-from q43nl_numba.convert.report import ConvertReport, PackedTensor, RestoreReport
+from q43nl_numba.convert.job import Progress
+from q43nl_numba.convert.judging import Figures, Sample
+from q43nl_numba.convert.progress import shown_progress
 from q43nl_numba.convert.restoring import restore
+from q43nl_numba.convert.results import (
+    ConvertPlan,
+    ConvertReport,
+    KeptTensor,
+    PackedTensor,
+    PlannedFile,
+    PlannedTensor,
+    RestoreReport,
+    VerifyReport,
+)
+from q43nl_numba.convert.rules import KEEP_DTYPES, Rule, read_rules
+from q43nl_numba.convert.run import Unfinished, unfinished
+from q43nl_numba.convert.verifying import verify_model
+
+
+def convert(
+    source: str | os.PathLike[str],
+    destination: str | os.PathLike[str],
+    method: str = "gradient",
+    *,
+    progress: bool = False,
+    **arguments: Any,
+) -> ConvertReport:
+    """Quantize a model to Q43NL: `convert_model` with a progress bar.
+
+    Parameters
+    ----------
+    source, destination, method
+        As in `convert_model`.
+    progress : bool
+        Show a bar on stderr if that is a terminal, else a line now and then.
+    **arguments
+        Keyword arguments of `convert_model`.
+
+    Returns
+    -------
+    ConvertReport
+        What was packed, with its quality, what was kept and why, and the totals.
+
+    Raises
+    ------
+    OSError, ModelFileError, ValueError, TypeError, ModuleNotFoundError
+        As `convert_model` does.
+    """
+    with shown_progress(shown=progress) as callback:
+        return convert_model(source, destination, method, progress=callback, **arguments)
+
 
 __all__ = [
     "KEEP_DTYPES",
+    "ConvertPlan",
     "ConvertReport",
     "CurveDistribution",
+    "Figures",
     "FileContents",
+    "KeptTensor",
     "ModelFileError",
     "PackedTensor",
+    "PlannedFile",
+    "PlannedTensor",
+    "Progress",
     "RestoreReport",
+    "Rule",
+    "Sample",
     "TensorContents",
+    "Unfinished",
+    "VerifyReport",
     "convert",
+    "convert_model",
     "inspect",
+    "plan_model",
+    "read_rules",
     "restore",
+    "shown_progress",
+    "unfinished",
+    "verify_model",
 ]

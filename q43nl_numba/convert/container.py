@@ -15,11 +15,15 @@ from typing import Any
 
 from q43nl_numba import GROUP_BYTES, GROUP_SIZE
 from q43nl_numba.convert.dtypes import alignment, numpy_dtype
+from q43nl_numba.convert.errors import ModelFileError
 
 METADATA_KEY = "__metadata__"
 QTYPE = "Q43NL"
 
 LENGTH = struct.Struct("<Q")
+
+#: Readers of safetensors refuse a longer header.
+MAX_HEADER_BYTES = 100_000_000
 _HEADER_ALIGNMENT = 8
 
 
@@ -33,6 +37,11 @@ class Entry:
     begin: int = 0
     end: int = 0
     qtype: str | None = None
+
+    @property
+    def is_packed(self) -> bool:
+        """Whether the bytes are packed groups."""
+        return self.qtype == QTYPE
 
     @property
     def size(self) -> int:
@@ -54,15 +63,7 @@ class Header:
     metadata: dict[str, str]
     data_start: int
 
-    @property
-    def data_bytes(self) -> int:
-        """Number of bytes of all tensors together."""
-        return sum(entry.nbytes for entry in self.entries)
-
-    @property
-    def file_bytes(self) -> int:
-        """Number of bytes of the whole file."""
-        return self.data_start + self.data_bytes
+    file_bytes: int
 
 
 def packed_shape(shape: tuple[int, ...]) -> tuple[int, ...]:
@@ -72,6 +73,19 @@ def packed_shape(shape: tuple[int, ...]) -> tuple[int, ...]:
     (4, 38)
     """
     return (*shape[:-1], shape[-1] // GROUP_SIZE * GROUP_BYTES)
+
+
+def unpacked_shape(entry: Entry) -> tuple[int, ...] | None:
+    """Return the shape of the weights that a packed entry holds, None if it cannot hold any.
+
+    The bytes of the groups lie in the last dimension, or in the last one of ``[groups, 19]``.
+
+    >>> unpacked_shape(Entry("w", "U8", (4, 38))), unpacked_shape(Entry("w", "U8", (4, 37)))
+    ((4, 64), None)
+    """
+    if entry.dtype != "U8" or not entry.shape or entry.shape[-1] % GROUP_BYTES:
+        return None
+    return (*entry.shape[:-1], entry.shape[-1] // GROUP_BYTES * GROUP_SIZE)
 
 
 def packed_entry(name: str, shape: tuple[int, ...]) -> Entry:
@@ -104,8 +118,14 @@ def place(entries: Iterable[Entry]) -> tuple[Entry, ...]:
     )
 
 
-def header_bytes(entries: Iterable[Entry], metadata: Mapping[str, str]) -> bytes:
-    """Return the first bytes of a file, padded so that the data starts at a multiple of eight."""
+def header_bytes(path: str, entries: Iterable[Entry], metadata: Mapping[str, str]) -> bytes:
+    """Return the first bytes of a file, padded so that the data starts at a multiple of eight.
+
+    Raises
+    ------
+    ModelFileError
+        If readers would refuse the header of the file, which is going to be at `path`.
+    """
     header: dict[str, Any] = {METADATA_KEY: dict(metadata)} if metadata else {}
     for entry in entries:
         header[entry.name] = {
@@ -117,4 +137,9 @@ def header_bytes(entries: Iterable[Entry], metadata: Mapping[str, str]) -> bytes
             header[entry.name]["qtype"] = entry.qtype
     text = json.dumps(header, ensure_ascii=False, separators=(",", ":")).encode("utf-8")
     text += b" " * (-len(text) % _HEADER_ALIGNMENT)
+    if len(text) > MAX_HEADER_BYTES:
+        raise ModelFileError(
+            f"{path}: its header must have at most {MAX_HEADER_BYTES:,} bytes for readers to "
+            f"accept it, found {len(text):,}"
+        )
     return LENGTH.pack(len(text)) + text

@@ -5,15 +5,19 @@ from __future__ import annotations
 import math
 import os
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from q43nl_numba import GROUP_DTYPE
-from q43nl_numba.convert.container import QTYPE, Entry, Header
-from q43nl_numba.convert.reading import TensorReader, read_header
-from q43nl_numba.convert.record import RECORD_KEY, weights_shape
-from q43nl_numba.convert.report import columns, number, printable, shape_text
+from q43nl_numba._text import count_text, number, printable, shape_text
+from q43nl_numba.convert.container import QTYPE, Entry
+from q43nl_numba.convert.model import open_model
+from q43nl_numba.convert.record import RECORD_KEY, Record
+from q43nl_numba.convert.report import MOST_ROWS, table_lines
+from q43nl_numba.convert.restoring import Unpack
+from q43nl_numba.convert.tensors import StoredTensor, Tensor
 
 _LOWEST_CURVE = -128
 _BARS = "▁▂▃▄▅▆▇█"
@@ -89,41 +93,63 @@ class FileContents:
     metadata: dict[str, str]
     file_bytes: int
 
-    def table(self, *, sparklines: bool = True) -> str:
-        """Return the contents as text: the metadata, a row a tensor, the totals."""
-        rows = [_plain_cells(tensor) for tensor in self.tensors]
+    def table(self, *, sparklines: bool = True, whole: bool = False) -> str:
+        """Return the contents as text: the metadata, a row a tensor, the totals.
+
+        Parameters
+        ----------
+        sparklines : bool
+            Show the distribution of curves as bars, too.
+        whole : bool
+            Show every tensor, not only the first `MOST_ROWS`.
+        """
         titles = _PLAIN_TITLES
-        if any(tensor.curves for tensor in self.tensors):
-            more = [_curve_cells(tensor.curves, sparklines) for tensor in self.tensors]
-            rows = [plain + curves for plain, curves in zip(rows, more, strict=True)]
+        curves = any(tensor.curves for tensor in self.tensors)
+        if curves:
             titles += _CURVE_TITLES + (_SPARKLINE_TITLE,) * sparklines
-        return "\n".join([*self._metadata_lines(), *columns(titles, rows), "", self._totals()])
+
+        def cells(tensor: TensorContents) -> tuple[str, ...]:
+            more = _curve_cells(tensor.curves, sparklines) if curves else ()
+            return _plain_cells(tensor) + more
+
+        table = table_lines(titles, self.tensors, cells, None if whole else MOST_ROWS)
+        parts = [self._metadata_lines(), table, [self._totals()]]
+        return "\n\n".join("\n".join(lines) for lines in parts if lines)
+
+    def document(self) -> dict[str, Any]:
+        """Return the contents as nested data, for programs."""
+        return {
+            "path": self.path,
+            "bytes": self.file_bytes,
+            "metadata": {k: v for k, v in self.metadata.items() if k != RECORD_KEY},
+            "tensors": [_tensor_document(tensor) for tensor in self.tensors],
+        }
 
     def _metadata_lines(self) -> list[str]:
-        lines = [
+        """Return a line for each entry of the metadata but the record, which the table shows."""
+        return [
             f"{printable(key)}: {printable(_shortened(value))}"
             for key, value in self.metadata.items()
-            if key != RECORD_KEY  # the table shows it better
+            if key != RECORD_KEY
         ]
-        return [*lines, ""] if lines else []
 
     def _totals(self) -> str:
         weights = sum(math.prod(tensor.shape) for tensor in self.tensors)
         packed = sum(tensor.curves is not None for tensor in self.tensors)
         bits = self.file_bytes * 8 / weights if weights else math.nan
         return (
-            f"{len(self.tensors)} tensors, {packed} packed, {weights:,} weights, "
+            f"{count_text(len(self.tensors), 'tensor')}, {packed:,} packed, {weights:,} weights, "
             f"{self.file_bytes:,} bytes, {number(bits)} bits per weight"
         )
 
 
 def inspect(source: str | os.PathLike[str]) -> FileContents:
-    """Tell what is in a safetensors file, converted or not.
+    """Tell what is in a model, converted or not: a file, or a folder of files.
 
     Parameters
     ----------
     source : path
-        The file to look into.
+        The safetensors file, GGUF file or folder to look into.
 
     Returns
     -------
@@ -153,31 +179,55 @@ def inspect(source: str | os.PathLike[str]) -> FileContents:
     bias F32 (4,) 32.0
     >>> folder.cleanup()
     """
-    header = read_header(os.fspath(source))
-    with TensorReader(header) as reader:
-        tensors = tuple(_tensor_contents(header, reader, entry) for entry in header.entries)
-    return FileContents(header.path, tensors, header.metadata, header.file_bytes)
+    model = open_model(source)
+    tensors = []
+    for file in model.files:
+        record = Record(file.header)
+        tensors += [
+            _tensor_contents(record, entry, model.tensors[entry.name])
+            for entry in file.header.entries
+        ]
+    return FileContents(model.path, tuple(tensors), model.metadata, model.nbytes)
 
 
-def _tensor_contents(header: Header, reader: TensorReader, entry: Entry) -> TensorContents:
-    shape = weights_shape(header, entry)
-    if shape is None:
+def _tensor_contents(record: Record, entry: Entry, tensor: Tensor) -> TensorContents:
+    """Return what one tensor of a file is."""
+    original = record.original(entry)
+    if not (original.packed and isinstance(tensor, StoredTensor)):
         dtype = entry.dtype if entry.qtype is None else entry.qtype
         return TensorContents(entry.name, dtype, entry.shape, entry.shape, entry.nbytes, None)
-    curves = _curve_distribution(reader, entry)
-    return TensorContents(entry.name, QTYPE, shape, entry.shape, entry.nbytes, curves)
+    curves = _curve_distribution(tensor)
+    return TensorContents(entry.name, QTYPE, original.shape, entry.shape, entry.nbytes, curves)
 
 
-def _curve_distribution(reader: TensorReader, entry: Entry) -> CurveDistribution:
+def _curve_distribution(tensor: StoredTensor) -> CurveDistribution:
+    """Return the curves of a packed tensor."""
     counts: npt.NDArray[np.int64] = np.zeros(256, np.int64)
     zero_groups = 0
-    for packed in reader.groups_of(entry):
-        groups = packed.view(GROUP_DTYPE)
+    recipe = Unpack(tensor, "F32")
+    for piece in recipe.pieces():
+        groups = recipe.load(piece).view(GROUP_DTYPE)
         nonzero = groups["scale"] != 0
         zero_groups += int(groups.size - np.count_nonzero(nonzero))
         curves = groups["curve"][nonzero].astype(np.int64)
         counts += np.bincount(curves - _LOWEST_CURVE, minlength=counts.size)
     return CurveDistribution(tuple(counts.tolist()), zero_groups)
+
+
+def _tensor_document(tensor: TensorContents) -> dict[str, Any]:
+    """Return one tensor as nested data."""
+    document: dict[str, Any] = {
+        "name": tensor.name,
+        "shape": list(tensor.shape),
+        "dtype": tensor.dtype,
+        "bytes": tensor.nbytes,
+        "bits_per_weight": tensor.bits_per_weight,
+    }
+    if tensor.curves is not None:
+        document["stored_shape"] = list(tensor.stored_shape)
+        document["zero_groups"] = tensor.curves.zero_groups
+        document["curve_counts"] = list(tensor.curves.counts)  # of the curves -128 to 127
+    return document
 
 
 def _plain_cells(tensor: TensorContents) -> tuple[str, ...]:

@@ -2,24 +2,34 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
+import numpy.typing as npt
 
 from q43nl_numba.convert.errors import optional_package
 
-#: The floating dtypes that can be quantized, cast and restored. The 8-bit floats and smaller are
-#: already quantized: they are copied as they are.
-FLOATING = ("F64", "F32", "F16", "BF16")
+#: The floating dtypes that can be quantized, cast and restored.
+FLOATING: Final = ("F64", "F32", "F16", "BF16")
 
-_BITS = {
+#: 8-bit floats. They are weights only together with a scale; without one they are copied.
+FLOAT8: Final = ("F8_E4M3", "F8_E5M2")
+
+_BITS: Final = {
     "F64": 64, "I64": 64, "U64": 64, "C64": 64,
     "F32": 32, "I32": 32, "U32": 32,
     "F16": 16, "BF16": 16, "I16": 16, "U16": 16,
-    "U8": 8, "I8": 8, "BOOL": 8,
+    "U8": 8, "I8": 8, "BOOL": 8, "F8_E4M3": 8, "F8_E5M2": 8, "F8_E8M0": 8,
+    "F6_E2M3": 6, "F6_E3M2": 6, "F4": 4,
 }  # fmt: skip
 
-_NUMPY = {"F64": "<f8", "F32": "<f4", "F16": "<f2"}
+_NUMPY: Final = {"F64": "<f8", "F32": "<f4", "F16": "<f2"}
+_ML_DTYPES: Final = {
+    "BF16": "bfloat16",
+    "F8_E4M3": "float8_e4m3fn",
+    "F8_E5M2": "float8_e5m2",
+    "F8_E8M0": "float8_e8m0fnu",
+}
 
 
 def item_bits(dtype: str) -> int | None:
@@ -29,12 +39,18 @@ def item_bits(dtype: str) -> int | None:
 
 def alignment(dtype: str) -> int:
     """Return the alignment in bytes that readers expect of a tensor's first byte."""
-    return _BITS.get(dtype, 8) // 8
+    return max(_BITS.get(dtype, 8) // 8, 1)
 
 
 def numpy_dtype(dtype: str) -> np.dtype[Any]:
     """Return the NumPy dtype of a floating safetensors dtype."""
-    known: np.dtype[Any] = np.dtype(
-        optional_package("ml_dtypes").bfloat16 if dtype == "BF16" else _NUMPY[dtype]
-    )
-    return known
+    if dtype in _NUMPY:
+        return np.dtype(_NUMPY[dtype])
+    found: np.dtype[Any] = np.dtype(getattr(optional_package("ml_dtypes"), _ML_DTYPES[dtype]))
+    return found
+
+
+def to_float32(values: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
+    """Return floats as float32; what is beyond its range becomes infinite."""
+    with np.errstate(over="ignore"):
+        return values.astype(np.float32, copy=False)

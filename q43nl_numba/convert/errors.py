@@ -5,12 +5,18 @@ from __future__ import annotations
 import importlib
 from typing import Any
 
+from q43nl_numba._text import printable
+
 
 class ModelFileError(ValueError):
     """A model file, or a tensor in it, is not what the work needs.
 
-    The message is one line that names the file and, where there is one, the tensor.
+    The message is one line that names the file and, where there is one, the tensor. Control
+    characters, which names in a file may hold, are escaped.
     """
+
+    def __init__(self, message: str) -> None:
+        super().__init__(printable(message))
 
 
 def tensor_error(path: str, name: str, problem: str) -> ModelFileError:
@@ -26,7 +32,7 @@ def optional_package(name: str) -> Any:
         if error.name != name:
             raise
         raise ModuleNotFoundError(
-            f"the package {name!r} is needed for model files and is not installed: "
-            'pip install "q43nl_numba[convert]"',
+            f"the package {name!r} is needed for model files and is not installed; "
+            'in a clone of the project: pip install ".[convert]"',
             name=name,
         ) from error

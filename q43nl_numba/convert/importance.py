@@ -1,88 +1,123 @@
 """Importance of a model's weights, from a safetensors file of its own.
 
-It holds, under the names of the model's tensors, non-negative numbers of the tensor's shape or one
-for each input column (the last dimension), as importance matrices have them. Tensors that it does
-not name count all their weights the same.
+It holds, under the names of the model's tensors, non-negative numbers: of the tensor's shape, or
+one for each input column (the last dimension), as importance matrices have them, or ``[experts,
+cols]`` for a tensor ``[experts, rows, cols]``. Tensors that it does not name count all their
+weights the same; entries of tensors that are not packed are not used.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import functools
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from q43nl_numba._arrays import importance_pieces
-from q43nl_numba.convert.container import Entry
+from q43nl_numba.convert.blocks import Blocks
 from q43nl_numba.convert.dtypes import FLOATING
-from q43nl_numba.convert.errors import tensor_error
-from q43nl_numba.convert.plan import Step
-from q43nl_numba.convert.reading import PIECE_WEIGHTS, TensorReader, read_header
+from q43nl_numba.convert.reading import read_tensors
+from q43nl_numba.convert.tensors import Tensor
 
 Floats = npt.NDArray[np.float32]
 
 
-class ImportanceReader:
-    """Reads a file's importance beside the weights, piece by piece.
+@dataclass(frozen=True)
+class Importance:
+    """The importance of one tensor's weights, which are of a shape."""
+
+    values: Tensor
+    shape: tuple[int, ...]
+
+    def piece(self, start: int, stop: int) -> Floats:
+        """Return the importance of flattened weights.
+
+        Raises
+        ------
+        ModelFileError
+            If a value is negative or not finite.
+        """
+        if self.values.shape == self.shape:
+            return _checked(self.values, self.values.values(start, stop))
+        return _spread(self).piece(start, stop)
+
+
+class ImportanceFile:
+    """The tensors of an importance file, by the names of the model's tensors.
 
     Raises
     ------
     OSError
         If the file cannot be read.
     ModelFileError
-        If it is no sound safetensors file, names a tensor that is not packed, or holds for one what
-        does not fit or is no importance.
+        If it is no sound safetensors file.
     """
 
-    def __init__(self, path: str, steps: Sequence[Step]) -> None:
-        header = read_header(path)
-        packed = {step.source.name: step.source for step in steps if step.target.qtype}
-        for entry in header.entries:
-            _check(path, entry, packed.get(entry.name))
-        self._path = path
-        self._entries = {entry.name: entry for entry in header.entries}
-        self._reader = TensorReader(header)
+    def __init__(self, path: str) -> None:
+        self.path = path
+        self._tensors: Mapping[str, Tensor] = {
+            tensor.name: tensor for tensor in read_tensors(path).values()
+        }
 
-    def __enter__(self) -> ImportanceReader:
-        return self
+    def of(self, tensor: Tensor) -> Importance | None:
+        """Return the importance of a tensor's weights, or None where the file has none.
 
-    def __exit__(self, *error: object) -> None:
-        self._reader.__exit__(*error)
-
-    def pieces_of(self, tensor: Entry) -> Iterator[Floats | None]:
-        """Return the importance of each piece of a tensor's weights; None where all count the same.
-
-        The pieces are those of `TensorReader.weights_of`.
+        Raises
+        ------
+        ModelFileError
+            If the entry does not fit the tensor.
         """
-        entry = self._entries.get(tensor.name)
-        if entry is None:
-            return importance_pieces(None, tensor.shape, PIECE_WEIGHTS)
-        parts = (self._checked(entry, part) for part in self._reader.weights_of(entry))
-        if entry.shape == tensor.shape:
-            return parts
-        return importance_pieces(np.concatenate(list(parts)), tensor.shape, PIECE_WEIGHTS)
+        values = self._tensors.get(tensor.name)
+        if values is None:
+            return None
+        _check(values, tensor)
+        return Importance(values, tensor.shape)
 
-    def _checked(self, entry: Entry, part: npt.NDArray[Any]) -> Floats:
-        with np.errstate(over="ignore", invalid="ignore"):
-            importance = part.astype(np.float32)
-            wrong = ~(np.isfinite(importance) & (importance >= 0))
-        if wrong.any():
-            raise tensor_error(
-                self._path, entry.name,
-                f"importance {part[wrong][0]}, expected finite numbers from 0 on",
-            )  # fmt: skip
-        return importance
+    def unused(self, packed: Collection[str]) -> tuple[str, ...]:
+        """Return the names of the entries whose tensors are not packed.
+
+        Raises
+        ------
+        ModelFileError
+            If that is all of them.
+        """
+        unused = tuple(name for name in self._tensors if name not in packed)
+        if unused and packed and len(unused) == len(self._tensors):
+            problem = "the model has no such tensor that is quantized"
+            raise self._tensors[unused[0]].error(problem)
+        return unused
 
 
-def _check(path: str, entry: Entry, tensor: Entry | None) -> None:
-    if tensor is None:
-        raise tensor_error(path, entry.name, "the model has no such tensor that is quantized")
-    if entry.dtype not in FLOATING:
-        raise tensor_error(path, entry.name, f"importance of dtype {entry.dtype}, expected floats")
-    if entry.shape not in (tensor.shape, tensor.shape[-1:]):
-        raise tensor_error(
-            path, entry.name,
-            f"importance of shape {list(entry.shape)}, expected {list(tensor.shape)} or "
-            f"{list(tensor.shape[-1:])}",
-        )  # fmt: skip
+def _check(values: Tensor, tensor: Tensor) -> None:
+    """Check that an entry fits the tensor of its name."""
+    if values.dtype not in FLOATING:
+        raise values.error(f"importance of dtype {values.dtype}, expected floats")
+    accepted = [tensor.shape, tensor.shape[-1:]]
+    if len(tensor.shape) > 2:
+        accepted.append((tensor.shape[0], tensor.shape[-1]))
+    if values.shape not in accepted:
+        shapes = " or ".join(str(list(shape)) for shape in accepted)
+        raise values.error(f"importance of shape {list(values.shape)}, expected {shapes}")
+
+
+def _checked(tensor: Tensor, values: npt.NDArray[Any]) -> Floats:
+    """Return values as float32 after checking that they can be importance."""
+    with np.errstate(over="ignore", invalid="ignore"):
+        importance: Floats = values.astype(np.float32, copy=False)
+        wrong = ~(np.isfinite(importance) & (importance >= 0))
+    if wrong.any():
+        raise tensor.error(f"importance {values[wrong][0]}, expected finite numbers from 0 on")
+    return importance
+
+
+@functools.lru_cache(maxsize=8)
+def _spread(importance: Importance) -> Blocks:
+    """Return importance of which a value stands for several weights."""
+    values, shape = importance.values, importance.shape
+    rows = (1,) * (len(shape) - len(values.shape))
+    counts = (*values.shape[:-1], *rows, values.shape[-1])
+    block = tuple(-(-size // count) for size, count in zip(shape, counts, strict=True))
+    checked = _checked(values, values.values(0, values.size))
+    return Blocks(checked, shape, block)

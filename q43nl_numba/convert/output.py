@@ -4,17 +4,28 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import secrets
+import stat
+import zlib
 from collections.abc import Iterator
-from typing import BinaryIO
+from typing import BinaryIO, Final
 
 from q43nl_numba.convert.errors import ModelFileError
+from q43nl_numba.convert.locks import LOCKS_ARE_KEPT, is_locked_here, try_lock
+
+_TEMPORARY: Final = re.compile(r"\.q43nl-[0-9a-f]{16}\.tmp")
+_NEW_FILE_MODE: Final = 0o666  # less what the umask takes
 
 
 class OutputFile:
-    """A file under its temporary name; errors speak of the name it is going to have."""
+    """A file under its temporary name; errors speak of the name it is going to have.
+
+    `checksum` is the CRC-32 of what has been written.
+    """
 
     def __init__(self, file: BinaryIO, path: str) -> None:
+        self.checksum = 0
         self._file = file
         self._path = path
 
@@ -22,6 +33,7 @@ class OutputFile:
         """Append bytes."""
         with _errors_name(self._path):
             self._file.write(part)
+        self.checksum = zlib.crc32(part, self.checksum)
 
     def settle(self) -> None:
         """Bring every byte to the disk."""
@@ -30,8 +42,13 @@ class OutputFile:
             os.fsync(self._file.fileno())
 
 
-def check_output(source: str, destination: str) -> None:
+def check_output(source: str, destination: str, *, no_clobber: bool = False) -> None:
     """Refuse a destination that is the source, or that no file can be put at."""
+    if destination == "-":
+        raise ModelFileError(
+            "-: standard output cannot be written to, expected a file name (./- for a file "
+            "of that name)"
+        )
     target = os.path.realpath(destination)
     folder = os.path.dirname(target)
     if os.path.isdir(target) or not os.path.basename(destination):
@@ -45,35 +62,140 @@ def check_output(source: str, destination: str) -> None:
     if not os.path.isfile(target):
         # renaming a file onto a device would replace the device
         raise ModelFileError(f"{destination}: exists and is not a regular file")
+    if no_clobber:
+        raise _exists_already(destination)
+
+
+def check_output_folder(folder: str) -> None:
+    """Refuse a folder that exists and is not empty, or that cannot be created."""
+    if folder == "-" or not os.path.basename(folder.rstrip("/")):
+        raise ModelFileError(f"{folder}: must be the name of a new folder")
+    parent = os.path.dirname(os.path.abspath(folder))
+    if os.path.isdir(folder):
+        if os.path.islink(folder) or os.listdir(folder):
+            raise ModelFileError(
+                f"{folder}: must be a new or an empty folder, found one with files"
+            )
+    elif os.path.lexists(folder):
+        raise ModelFileError(f"{folder}: must be a new folder, found a file")
+    elif not os.path.isdir(parent):
+        raise ModelFileError(f"{folder}: there is no folder {parent}")
+
+
+def sync_folder(folder: str) -> None:
+    """Bring the names in a folder to the disk, where the system can do that."""
+    with contextlib.suppress(OSError):
+        number = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(number)
+        finally:
+            os.close(number)
 
 
 @contextlib.contextmanager
-def whole_file(path: str) -> Iterator[OutputFile]:
+def whole_file(path: str, *, no_clobber: bool = False) -> Iterator[OutputFile]:
     """Write a file that appears under its name only when the block ends without an exception.
 
     Until then the bytes are in a temporary sibling, which is removed whatever the exception was,
-    KeyboardInterrupt and SystemExit included. Where ``path`` is a symbolic link, the file that it
-    points at is replaced, as it would be by writing through the link.
+    KeyboardInterrupt and SystemExit included. A process that is killed leaves it behind; the next
+    one that writes to the folder removes it. Where ``path`` is a symbolic link, the file that it
+    points at is replaced, as it would be by writing through the link. A file that is replaced
+    hands on its mode.
     """
     target = os.path.realpath(path)
-    # not tempfile: its files are readable by their owner only, and so would the output be
-    temporary = os.path.join(os.path.dirname(target), f".q43nl-{secrets.token_hex(8)}.tmp")
+    remove_abandoned(os.path.dirname(target))
+    with _errors_name(path):
+        temporary, file = _create_temporary(os.path.dirname(target), _mode_of(target))
     try:
-        with _errors_name(path):
-            file = open(temporary, "xb")  # noqa: SIM115 - closed below, with errors named
         try:
             output = OutputFile(file, path)
             yield output
             output.settle()
+            with _errors_name(path):
+                if not LOCKS_ARE_KEPT:
+                    file.close()
+                _rename(temporary, target, path, no_clobber=no_clobber)
         finally:
             with _errors_name(path):
-                file.close()
-        with _errors_name(path):
-            os.replace(temporary, target)
+                file.close()  # after renaming: the lock that it holds protects the temporary
     except BaseException:
         with contextlib.suppress(OSError):
             os.unlink(temporary)
         raise
+
+
+def remove_abandoned(folder: str) -> None:
+    """Remove the temporary files of processes that were killed.
+
+    A process holds a lock on its temporary file as long as it lives. Files whose lock cannot be
+    tried (on some network file systems) stay.
+    """
+    with contextlib.suppress(OSError):
+        for name in os.listdir(folder):
+            if _TEMPORARY.fullmatch(name):
+                _remove_if_abandoned(os.path.join(folder, name))
+
+
+def _remove_if_abandoned(temporary: str) -> None:
+    """Remove a temporary file unless a living process writes it."""
+    with contextlib.suppress(OSError), open(temporary, "rb") as file:
+        if try_lock(file):
+            os.unlink(temporary)
+
+
+def _create_temporary(folder: str, mode: int | None) -> tuple[str, BinaryIO]:
+    """Create a temporary file that carries this process' lock.
+
+    The mode is that of any new file, or the one given.
+    """
+    while True:
+        # not tempfile: its files are readable by their owner only, and so would the output be
+        temporary = os.path.join(folder, f".q43nl-{secrets.token_hex(8)}.tmp")
+        flags = os.O_CREAT | os.O_EXCL | os.O_RDWR | getattr(os, "O_BINARY", 0)
+        number = os.open(temporary, flags, _NEW_FILE_MODE if mode is None else mode & 0o600)
+        file = os.fdopen(number, "wb")
+        try:
+            # another process may have found the file before it was locked, and removed it
+            if is_locked_here(file, temporary):
+                if mode is not None:
+                    os.chmod(temporary, mode)
+                return temporary, file
+        except BaseException:
+            file.close()
+            with contextlib.suppress(OSError):
+                os.unlink(temporary)
+            raise
+        file.close()
+
+
+def _mode_of(path: str) -> int | None:
+    """Return the permissions of a file, or None where there is no file."""
+    try:
+        return stat.S_IMODE(os.stat(path).st_mode) & 0o777
+    except FileNotFoundError:
+        return None
+
+
+def _rename(temporary: str, target: str, path: str, *, no_clobber: bool) -> None:
+    """Give a complete file its name."""
+    if not no_clobber:
+        os.replace(temporary, target)
+        return
+    try:
+        os.link(temporary, target)  # unlike a rename it fails where there is a file
+    except FileExistsError:
+        raise _exists_already(path) from None
+    except OSError:  # a file system without hard links
+        if os.path.lexists(target):
+            raise _exists_already(path) from None
+        os.replace(temporary, target)
+    else:
+        os.unlink(temporary)
+
+
+def _exists_already(path: str) -> ModelFileError:
+    """Return the error about an output that must not be replaced."""
+    return ModelFileError(f"{path}: exists already, and no_clobber forbids to replace it")
 
 
 @contextlib.contextmanager

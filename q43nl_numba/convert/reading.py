@@ -1,32 +1,26 @@
-"""Reading model files: a header that was checked, and tensors a piece at a time.
+"""Read the headers of safetensors files, and check them.
 
-The safetensors package judges whether a file is sound. Where it is not, the words are found here,
-because those of the package name neither the file nor, in most cases, the tensor.
+The safetensors package judges whether a file is sound, after our own checks, whose messages name
+the file and the tensor. Only gaps between tensors, which the format's own tools leave, are accepted
+although the package refuses them.
 """
 
 from __future__ import annotations
 
 import json
+import math
 import os
-import struct
-from collections.abc import Iterator
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, TypeGuard
 
-import numpy as np
-import numpy.typing as npt
-
-from q43nl_numba import GROUP_BYTES, GROUP_SIZE
-from q43nl_numba.convert.container import LENGTH, METADATA_KEY, Entry, Header
-from q43nl_numba.convert.dtypes import item_bits, numpy_dtype
+from q43nl_numba.convert.container import LENGTH, MAX_HEADER_BYTES, METADATA_KEY, Entry, Header
+from q43nl_numba.convert.dtypes import item_bits
 from q43nl_numba.convert.errors import ModelFileError, optional_package, tensor_error
+from q43nl_numba.convert.formats import format_name
+from q43nl_numba.convert.tensors import SourceFile, StoredTensor
 
-#: Weights handled at a time: small enough that memory stays flat and Ctrl-C is answered soon,
-#: large enough that starting the threads costs nothing. A multiple of the group size.
-PIECE_WEIGHTS = 1 << 19
-
-
-#: What parsing raises on a header that is none.
-_NOT_A_HEADER = (ValueError, TypeError, KeyError, AttributeError, RecursionError, struct.error)
+_NOT_JSON = (ValueError, RecursionError)
+_MAX_SIZE = 1 << 63
+_MAX_DIMENSIONS = 64  # as NumPy has it; it bounds the work of multiplying sizes, too
 
 
 def read_header(path: str) -> Header:
@@ -44,17 +38,22 @@ def read_header(path: str) -> Header:
     if os.path.exists(path) and not os.path.isfile(path):
         raise ModelFileError(f"{path}: is not a regular file, expected a safetensors file")
     with open(path, "rb") as file:
-        problem = _stock_complaint(path)
         try:
-            header = _parse(path, file)
-            if problem:
-                _find_fault(header, os.fstat(file.fileno()).st_size)
+            return _checked_header(path, file)
         except ModelFileError:
+            found = format_name(path)
+            if found:
+                raise ModelFileError(f"{path}: is {found}, expected a safetensors file") from None
             raise
-        except _NOT_A_HEADER as error:
-            problem = problem or f"its header cannot be read ({error})"
-    if problem:
-        raise ModelFileError(f"{path}: is not a sound safetensors file: {problem}")
+
+
+def _checked_header(path: str, file: BinaryIO) -> Header:
+    """Return the header of a file that passed all checks."""
+    header = _parse(path, file)
+    has_gaps = _check_layout(header)
+    complaint = "" if has_gaps else _stock_complaint(path)
+    if complaint:
+        raise _unsound(path, complaint)
     return header
 
 
@@ -70,120 +69,133 @@ def _stock_complaint(path: str) -> str:
 
 def _parse(path: str, file: BinaryIO) -> Header:
     """Parse a header, keeping its order and the keys that the stock reader ignores."""
-    available = os.fstat(file.fileno()).st_size - LENGTH.size
+    file_bytes = os.fstat(file.fileno()).st_size
+    available = file_bytes - LENGTH.size
     if available < 0:
-        raise ModelFileError(
-            f"{path}: is too short for a safetensors file: {available + LENGTH.size} bytes"
-        )
+        raise ModelFileError(f"{path}: is too short for a safetensors file: {file_bytes} bytes")
     (length,) = LENGTH.unpack(file.read(LENGTH.size))
     if length > available:
         raise ModelFileError(
             f"{path}: is truncated, or no safetensors file: the header should have {length} bytes, "
             f"{available} are there"
         )
-    names = _NoDuplicates(path)
-    header = json.loads(file.read(length).decode("utf-8"), object_pairs_hook=names.check)
-    metadata = header.pop(METADATA_KEY, None) or {}
+    if length > MAX_HEADER_BYTES:
+        raise _unsound(path, f"the header must have at most {MAX_HEADER_BYTES:,} bytes, "
+                             f"found {length:,}")  # fmt: skip
+    try:
+        header = json.loads(file.read(length).decode("utf-8"), object_pairs_hook=_Unique(path))
+    except _NOT_JSON as error:
+        if isinstance(error, ModelFileError):
+            raise
+        raise _unsound(path, f"its header is not JSON ({error})") from error
+    if not isinstance(header, dict):
+        raise _unsound(path, "its header is not a JSON object")
+    metadata = _checked_metadata(path, header.pop(METADATA_KEY, None))
     entries = tuple(_entry(path, name, info) for name, info in header.items())
-    return Header(path, entries, metadata, LENGTH.size + length)
+    return Header(path, entries, metadata, LENGTH.size + length, file_bytes)
 
 
-class _NoDuplicates:
-    """Refuses a JSON object that has a key twice: readers disagree about which one counts."""
+class _Unique:
+    """Makes a dict of a JSON object; refuses a key that is there twice.
+
+    Readers disagree about which one counts.
+    """
 
     def __init__(self, path: str) -> None:
-        self.path = path
+        self._path = path
 
-    def check(self, pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    def __call__(self, pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         keys = dict(pairs)
         if len(keys) < len(pairs):
-            names = [name for name, _ in pairs]
-            twice = next(name for name in names if names.count(name) > 1)
-            raise ModelFileError(f"{self.path}: the header has the key {twice!r} more than once")
+            seen: set[str] = set()
+            for name, _ in pairs:
+                if name in seen:
+                    raise ModelFileError(
+                        f"{self._path}: the header has the key {name!r} more than once"
+                    )
+                seen.add(name)
         return keys
 
 
-def _entry(path: str, name: str, info: dict[str, Any]) -> Entry:
-    begin, end = info["data_offsets"]
-    entry = Entry(name, info["dtype"], tuple(info["shape"]), begin, end, info.get("qtype"))
-    if entry.qtype is not None and not isinstance(entry.qtype, str):
-        raise tensor_error(path, name, f"qtype is {entry.qtype!r}, expected a string")
-    return entry
+def _checked_metadata(path: str, metadata: Any) -> dict[str, str]:
+    """Return the metadata of a header, which maps strings to strings."""
+    if metadata is None:
+        return {}
+    if not isinstance(metadata, dict):
+        raise _unsound(path, f"{METADATA_KEY} is not a JSON object")
+    for key, value in metadata.items():
+        if not isinstance(value, str):
+            raise _unsound(path, f"{METADATA_KEY} {key!r} must be a string, found {value!r:.80}")
+    return metadata
 
 
-def _find_fault(header: Header, file_bytes: int) -> None:
-    """Raise an error about the first thing in an unsound header that can be put into words."""
+def _entry(path: str, name: str, info: Any) -> Entry:
+    """Return the entry of one tensor, each field of the type that it must have."""
+    if not isinstance(info, dict):
+        raise tensor_error(path, name, f"its entry must be a JSON object, found {info!r:.80}")
+    if not name.isprintable() and any("\ud800" <= c <= "\udfff" for c in name):
+        raise tensor_error(path, name, "its name must be Unicode text, found a lone surrogate")
+    dtype, shape, offsets = (info.get(key) for key in ("dtype", "shape", "data_offsets"))
+    if not isinstance(dtype, str) or item_bits(dtype) is None:
+        raise tensor_error(path, name, f"dtype must be one of safetensors', found {dtype!r:.80}")
+    if not _are_sizes(shape) or len(shape) > _MAX_DIMENSIONS:
+        raise tensor_error(path, name, f"shape {shape!r:.80} must be a list of sizes")
+    if not _are_sizes(offsets) or len(offsets) != 2 or offsets[0] > offsets[1]:
+        raise tensor_error(
+            path, name, f"data_offsets must be where it begins and ends, found {offsets!r:.80}"
+        )
+    qtype = info.get("qtype")
+    if qtype is not None and not isinstance(qtype, str):
+        raise tensor_error(path, name, f"qtype must be a string, found {qtype!r:.80}")
+    return Entry(name, dtype, tuple(shape), offsets[0], offsets[1], qtype)
+
+
+def _are_sizes(values: Any) -> TypeGuard[list[int]]:
+    """Tell whether a JSON value is a list of sizes."""
+    return isinstance(values, list) and all(type(v) is int and 0 <= v < _MAX_SIZE for v in values)
+
+
+def _check_layout(header: Header) -> bool:
+    """Check that the entries fit their shapes and the file; return whether there are gaps."""
     for entry in header.entries:
         _check_size(header.path, entry)
-    position = 0
+    position, has_gaps = 0, False
     for entry in sorted(header.entries, key=lambda entry: (entry.begin, entry.end)):
-        if entry.begin != position:
+        if entry.begin < position:
             raise tensor_error(
-                header.path,
-                entry.name,
-                f"data_offsets [{entry.begin}, {entry.end}] "
-                f"{'overlap others' if entry.begin < position else 'leave a gap'}, "
+                header.path, entry.name,
+                f"data_offsets [{entry.begin}, {entry.end}] overlap others, "
                 f"expected to begin at {position}",
-            )
+            )  # fmt: skip
+        has_gaps = has_gaps or entry.begin > position
         position = entry.end
     expected = header.data_start + position
-    if expected != file_bytes:
+    if expected != header.file_bytes:
         raise ModelFileError(
-            f"{header.path}: {'is truncated' if file_bytes < expected else 'is too long'}: "
-            f"its header describes {expected} bytes, the file has {file_bytes}"
+            f"{header.path}: {'is truncated' if header.file_bytes < expected else 'is too long'}: "
+            f"its header describes {expected} bytes, the file has {header.file_bytes}"
         )
+    return has_gaps
 
 
 def _check_size(path: str, entry: Entry) -> None:
-    bits = item_bits(entry.dtype)
-    if bits is not None and entry.nbytes != entry.size * bits // 8:
+    """Check that an entry has as many bytes as its shape needs."""
+    bits = math.prod(entry.shape) * (item_bits(entry.dtype) or 0)
+    if bits != entry.nbytes * 8:
         raise tensor_error(
-            path,
-            entry.name,
-            f"shape {list(entry.shape)} of {entry.dtype} needs {entry.size * bits // 8} bytes, "
+            path, entry.name,
+            f"shape {list(entry.shape)} of {entry.dtype} needs {-(-bits // 8)} bytes, "
             f"data_offsets [{entry.begin}, {entry.end}] hold {entry.nbytes}",
-        )
+        )  # fmt: skip
 
 
-class TensorReader:
-    """Reads the tensors of one file piece by piece, so that memory does not grow with them."""
+def _unsound(path: str, problem: str) -> ModelFileError:
+    """Return the error about a file as a whole."""
+    return ModelFileError(f"{path}: is not a sound safetensors file: {problem}")
 
-    def __init__(self, header: Header) -> None:
-        self.header = header
-        self._file = open(header.path, "rb", buffering=0)  # noqa: SIM115 - closed by __exit__
 
-    def __enter__(self) -> TensorReader:
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self._file.close()
-
-    def bytes_of(self, entry: Entry, piece: int) -> Iterator[npt.NDArray[np.uint8]]:
-        """Yield the tensor's bytes, ``piece`` at a time; each array is overwritten by the next."""
-        buffer = np.empty(min(piece, entry.nbytes), np.uint8)
-        for begin in range(entry.begin, entry.end, piece):
-            part = buffer[: min(piece, entry.end - begin)]
-            self._fill(entry, part, self.header.data_start + begin)
-            yield part
-
-    def weights_of(self, entry: Entry) -> Iterator[npt.NDArray[Any]]:
-        """Yield the weights of a floating tensor, flat, a multiple of 32 at a time but the last."""
-        dtype = numpy_dtype(entry.dtype)
-        for part in self.bytes_of(entry, PIECE_WEIGHTS * dtype.itemsize):
-            yield part.view(dtype)
-
-    def groups_of(self, entry: Entry) -> Iterator[npt.NDArray[np.uint8]]:
-        """Yield the bytes of a packed tensor, whole groups at a time."""
-        return self.bytes_of(entry, PIECE_WEIGHTS // GROUP_SIZE * GROUP_BYTES)
-
-    def _fill(self, entry: Entry, part: npt.NDArray[np.uint8], offset: int) -> None:
-        unread = part.data
-        while unread:
-            try:
-                self._file.seek(offset + part.nbytes - unread.nbytes)
-                count = self._file.readinto(unread)
-            except OSError as error:
-                raise OSError(error.errno, error.strerror, self.header.path) from error
-            if not count:
-                raise tensor_error(self.header.path, entry.name, "the file became shorter")
-            unread = unread[count:]
+def read_tensors(path: str) -> dict[str, StoredTensor]:
+    """Return the tensors of a safetensors file, by name, in the header's order."""
+    file = SourceFile.at(path)
+    header = read_header(path)
+    return {entry.name: StoredTensor.of(file, header, entry) for entry in header.entries}

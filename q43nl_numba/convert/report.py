@@ -1,171 +1,151 @@
-"""What convert and restore did, and the tables that show it."""
+"""The tables and documents that show what `convert` and `restore` did."""
 
 from __future__ import annotations
 
-import math
 from collections import Counter
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
 
-from q43nl_numba.convert.plan import Step
+from q43nl_numba._text import columns, count_text, number, printable, shape_text
+from q43nl_numba.convert.results import ConvertReport, KeptTensor, PackedTensor, RestoreReport
 
+MOST_ROWS = 40
+"""Rows of a table that is printed in part; a model of language has hundreds of tensors."""
 
-@dataclass(frozen=True)
-class PackedTensor:
-    """One packed tensor: its shape, its bytes, and the energies of its weights and their errors."""
+Row = TypeVar("Row")
 
-    name: str
-    shape: tuple[int, ...]
-    nbytes: int
-    signal: float
-    noise: float
-
-    @property
-    def weights(self) -> int:
-        """Number of weights."""
-        return math.prod(self.shape)
-
-    @property
-    def bits_per_weight(self) -> float:
-        """Stored bits for each weight."""
-        return self.nbytes * 8 / self.weights
-
-    @property
-    def snr_db(self) -> float:
-        """Signal-to-noise ratio in decibels; infinite where nothing was lost."""
-        return snr_db(self.signal, self.noise)
+_PACKED_TITLES = ("tensor", "shape", "bits/weight", "SNR dB", "MSE/grid", "max error")
+_KEPT_TITLES = ("kept tensor", "shape", "type", "why it is not packed")
 
 
-@dataclass(frozen=True)
-class ConvertReport:
-    """What `convert` did: the packed tensors, the steps of the kept ones, and the totals."""
-
-    packed: tuple[PackedTensor, ...]
-    kept: tuple[Step, ...]
-    bytes_in: int
-    bytes_out: int
-    seconds: float
-
-    @property
-    def weights(self) -> int:
-        """Number of elements of all tensors, packed or not."""
-        kept = sum(step.source.size for step in self.kept)
-        return sum(tensor.weights for tensor in self.packed) + kept
-
-    @property
-    def bits_per_weight(self) -> float:
-        """Bits of the whole output file for each element in it."""
-        return self.bytes_out * 8 / self.weights if self.weights else math.nan
-
-    @property
-    def snr_db(self) -> float:
-        """Signal-to-noise ratio of all packed tensors together, in decibels."""
-        signal = sum(tensor.signal for tensor in self.packed)
-        return snr_db(signal, sum(tensor.noise for tensor in self.packed))
-
-    def table(self) -> str:
-        """Return the report as text: the packed tensors, worst first, then the totals."""
-        worst_first = sorted(self.packed, key=lambda tensor: tensor.snr_db)
-        rows = [
-            (
-                printable(tensor.name),
-                shape_text(tensor.shape),
-                f"{tensor.bits_per_weight:.2f}",
-                f"{tensor.snr_db:.2f}",
-            )
-            for tensor in worst_first
-        ]
-        lines = columns(("tensor", "shape", "bits/weight", "SNR dB"), rows) if rows else []
-        return "\n".join([*lines, *([""] if lines else []), *self._totals()])
-
-    def _totals(self) -> list[str]:
-        packed = sum(tensor.weights for tensor in self.packed)
-        snr = f", SNR {self.snr_db:.2f} dB" if self.packed else ""
-        return [
-            f"packed  {_tensors(len(self.packed))}, {packed:,} weights{snr}",
-            f"kept    {_tensors(len(self.kept))}{self._reasons()}",
-            f"total   {self.weights:,} weights, {_bytes_line(self.bytes_in, self.bytes_out)}, "
-            f"{number(self.bits_per_weight)} bits per weight, {self.seconds:.1f} s",
-        ]
-
-    def _reasons(self) -> str:
-        counts = Counter(step.reason for step in self.kept)
-        parts = [f"{count} {reason}" for reason, count in counts.most_common()]
-        cast = Counter(step.target.dtype for step in self.kept if not step.same_bytes)
-        parts += [f"{count} of them cast to {dtype}" for dtype, count in cast.items()]
-        return ": " + ", ".join(parts) if parts else ""
+def convert_table(report: ConvertReport, *, whole: bool = False) -> str:
+    """Return what `convert` did as text: see `ConvertReport.table`."""
+    worst_first = sorted(report.packed, key=lambda tensor: tensor.snr_db)
+    most = None if whole else MOST_ROWS
+    packed = table_lines(_PACKED_TITLES, worst_first, _packed_cells, most)
+    kept = table_lines(_KEPT_TITLES, report.kept, _kept_cells, most, left=4)
+    unused = table_lines(
+        ["importance not used: the tensor is not packed"],
+        report.unused_importance,
+        lambda name: [printable(name)],
+        most,
+    )
+    parts = [packed, kept, unused, _totals(report)]
+    return "\n\n".join("\n".join(lines) for lines in parts if lines)
 
 
-@dataclass(frozen=True)
-class RestoreReport:
-    """What `restore` did."""
-
-    unpacked: int
-    tensors: int
-    bytes_in: int
-    bytes_out: int
-    seconds: float
-
-    def table(self) -> str:
-        """Return the report as text."""
-        return (
-            f"restored {self.unpacked} of {_tensors(self.tensors)}, "
-            f"{_bytes_line(self.bytes_in, self.bytes_out)}, {self.seconds:.1f} s"
-        )
-
-
-def snr_db(signal: float, noise: float) -> float:
-    """Return 10 log10(signal / noise).
-
-    >>> snr_db(100.0, 1.0), snr_db(1.0, 0.0)
-    (20.0, inf)
-    """
-    if noise == 0:
-        return math.inf
-    return 10 * math.log10(signal / noise) if signal > 0 else -math.inf
+def convert_document(report: ConvertReport) -> dict[str, Any]:
+    """Return what `convert` did as nested data."""
+    return {
+        "packed": [_packed_document(tensor) for tensor in report.packed],
+        "kept": [_kept_document(tensor) for tensor in report.kept],
+        "unused_importance": list(report.unused_importance),
+        "files": [{"name": file.name, "bytes": file.nbytes} for file in report.files],
+        "copied": list(report.copied),
+        "total": {
+            "weights": report.weights,
+            "bytes_in": report.bytes_in,
+            "bytes_out": report.bytes_out,
+            "bits_per_weight": report.bits_per_weight,
+            "snr_db": report.snr_db if report.packed else None,
+            "seconds": report.seconds,
+        },
+    }
 
 
-def columns(titles: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
-    """Lay out a table: the first two columns to the left, numbers to the right.
+def restore_table(report: RestoreReport) -> str:
+    """Return what `restore` did as text."""
+    return (
+        f"restored {report.unpacked:,} of {count_text(report.tensors, 'tensor')}, "
+        f"{_bytes_line(report.bytes_in, report.bytes_out)}, {report.seconds:.1f} s"
+    )
 
-    >>> columns(("tensor", "shape", "bytes"), [("a", "4x64", "152")])
-    ['tensor  shape  bytes', 'a       4x64     152']
-    """
-    widths = [max(map(len, column)) for column in zip(titles, *rows, strict=True)]
+
+def _packed_document(tensor: PackedTensor) -> dict[str, Any]:
+    """Return a packed tensor as nested data."""
+    return {
+        "name": tensor.name,
+        "file": tensor.file,
+        "shape": list(tensor.shape),
+        "bytes": tensor.nbytes,
+        "bits_per_weight": tensor.bits_per_weight,
+        "method": tensor.method,
+        "snr_db": tensor.snr_db,
+        "mse_ratio": tensor.mse_ratio,
+        "max_abs_error": tensor.max_abs_error,
+    }
+
+
+def _kept_document(tensor: KeptTensor) -> dict[str, Any]:
+    """Return a tensor that is not packed as nested data."""
+    return {
+        "name": tensor.name,
+        "file": tensor.file,
+        "shape": list(tensor.shape),
+        "dtype": tensor.dtype,
+        "stored_dtype": tensor.stored_dtype,
+        "reason": tensor.reason,
+    }
+
+
+def _totals(report: ConvertReport) -> list[str]:
+    """Return the lines of the totals."""
+    packed = sum(tensor.weights for tensor in report.packed)
+    snr = f", SNR {report.snr_db:.2f} dB" if report.packed else ""
     return [
-        "  ".join(
-            cell.ljust(width) if column < 2 else cell.rjust(width)
-            for column, (cell, width) in enumerate(zip(cells, widths, strict=True))
-        ).rstrip()
-        for cells in (titles, *rows)
+        f"packed  {count_text(len(report.packed), 'tensor')}, {packed:,} weights{snr}",
+        f"kept    {count_text(len(report.kept), 'tensor')}{_reasons(report)}",
+        f"total   {report.weights:,} weights, {_bytes_line(report.bytes_in, report.bytes_out)}, "
+        f"{number(report.bits_per_weight)} bits per weight, {report.seconds:.1f} s",
     ]
 
 
-def printable(text: str) -> str:
-    r"""Escape what would disturb a terminal or break a line.
+def _reasons(report: ConvertReport) -> str:
+    """Return why tensors are kept, counted."""
+    counts = Counter(tensor.reason for tensor in report.kept)
+    parts = [f"{count} {reason}" for reason, count in counts.most_common()]
+    cast = Counter(t.stored_dtype for t in report.kept if t.stored_dtype != t.dtype)
+    parts += [f"{count} of them cast to {dtype}" for dtype, count in cast.items()]
+    return ": " + ", ".join(parts) if parts else ""
 
-    >>> printable("layer\x1b[2J")
-    'layer\\x1b[2J'
+
+def _packed_cells(tensor: PackedTensor) -> tuple[str, ...]:
+    """Return the cells of a packed tensor."""
+    return (
+        printable(tensor.name),
+        shape_text(tensor.shape),
+        number(tensor.bits_per_weight),
+        number(tensor.snr_db),
+        number(tensor.mse_ratio, 3),
+        f"{tensor.max_abs_error:.3g}",
+    )
+
+
+def _kept_cells(tensor: KeptTensor) -> tuple[str, ...]:
+    """Return the cells of a tensor that is not packed."""
+    before, after = printable(tensor.dtype), printable(tensor.stored_dtype)
+    dtype = before if before == after else f"{before} -> {after}"
+    return (printable(tensor.name), shape_text(tensor.shape), dtype, tensor.reason)
+
+
+def table_lines(
+    titles: Sequence[str],
+    rows: Sequence[Row],
+    cells: Callable[[Row], Sequence[str]],
+    most: int | None,
+    left: int = 2,
+) -> list[str]:
+    """Return the lines of a table of at most so many rows, and one that counts the others.
+
+    >>> table_lines(["n"], range(1000), lambda n: [str(n)], most=2)
+    ['n', '0', '1', '... and 998 more (--all shows them)']
     """
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
-
-
-def shape_text(shape: tuple[int, ...]) -> str:
-    """Return a shape as people write it.
-
-    >>> shape_text((8, 4, 64)), shape_text(())
-    ('8x4x64', 'scalar')
-    """
-    return "x".join(map(str, shape)) or "scalar"
-
-
-def number(value: float) -> str:
-    """Return a number with two decimals, or a dash where there is none."""
-    return "-" if math.isnan(value) else f"{value:.2f}"
-
-
-def _tensors(count: int) -> str:
-    return f"{count} tensor" if count == 1 else f"{count} tensors"
+    if not rows:
+        return []
+    shown = rows[:most]
+    lines = columns(titles, [cells(row) for row in shown], left)
+    more = len(rows) - len(shown)
+    return [*lines, f"... and {more:,} more (--all shows them)"] if more else lines
 
 
 def _bytes_line(bytes_in: int, bytes_out: int) -> str:

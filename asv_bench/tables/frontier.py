@@ -1,7 +1,7 @@
 """The README's picture: error against speed, of all methods and efforts and the peers.
 
     pip install ".[convert,peers,plot]"
-    python asv_bench/frontier.py asv_bench/frontier.svg
+    python -m asv_bench.tables.frontier asv_bench/tables/frontier.svg
 
 All of them work on the same normal weights and take turns, as in ``performance.py``.
 """
@@ -13,11 +13,11 @@ import sys
 from pathlib import Path
 
 import numpy as np
-from performance import PEERS, ROW, Row, facts, measure, package_contender, peer_contenders
 
-from q43nl_numba._jit import thread_count
-from q43nl_numba.compare import ALL_VARIANTS
-from q43nl_numba.distributions import draw
+from asv_bench.tables.contenders import PEERS, ROW, package_contender, peer_contenders
+from asv_bench.tables.machine import facts, most_threads
+from asv_bench.tables.measuring import Row, measure
+from q43nl_numba.compare import ALL_VARIANTS, draw
 
 DEFAULT_SIZE = 4_194_304
 DEFAULT_REPEAT = 3
@@ -48,7 +48,7 @@ def plot(series: dict[str, list[Row]], threads: int, path: Path) -> None:
     try:
         from matplotlib import pyplot
     except ImportError as error:
-        raise SystemExit(f'{error}: pip install "q43nl_numba[plot]"') from error
+        raise SystemExit(f'{error}: pip install ".[plot]"') from error
     figure, axes = pyplot.subplots(figsize=(9, 6), layout="constrained")
     for name, every in series.items():
         rows = [row for row in every if row.bits_per_weight <= MOST_BITS]
@@ -93,7 +93,7 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("--size", type=int, default=DEFAULT_SIZE, help="weights")
     parser.add_argument("--repeat", type=int, default=DEFAULT_REPEAT, help="timed calls of each")
     args = parser.parse_args(arguments)
-    threads = thread_count(None, items=sys.maxsize)
+    threads = most_threads()
     with np.errstate(all="ignore"):
         series = measured(args.size, args.repeat, threads)
     print(f"{args.size:,} normal weights ({facts()}):\n\n{table(series, threads)}")

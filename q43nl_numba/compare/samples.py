@@ -13,10 +13,11 @@ from numpy.typing import NDArray
 
 from q43nl_numba import GROUP_SIZE
 from q43nl_numba.layout import MAX_SCALE
-
-__all__ = ["DEFAULT_FILE_SIZE", "Sample", "read_sample"]
+from q43nl_numba.quantize import is_too_large
 
 DEFAULT_FILE_SIZE = 1_048_576
+
+_NPY_MAGIC = b"\x93NUMPY"  # numpy.lib.format
 
 
 @dataclass(frozen=True)
@@ -38,16 +39,22 @@ class Sample:
     available: int
 
 
-def read_sample(path: str | Path, size: int = DEFAULT_FILE_SIZE) -> Sample:
+def read_sample(
+    path: str | Path, size: int = DEFAULT_FILE_SIZE, largest: float = MAX_SCALE
+) -> Sample:
     """Read at most `size` weights from a file, in whole groups taken evenly over all of it.
+
+    The file's content decides how it is read, not its name.
 
     Parameters
     ----------
     path : str or Path
-        A ``.npy`` file of real numbers, or a ``.safetensors`` file, of which all floating matrices
-        (2-D and up) whose last dimension is a multiple of 32 count as one.
+        A NumPy array file (.npy) of real numbers, or a safetensors file, of which all floating
+        matrices (2-D and up) whose last dimension is a multiple of 32 count as one.
     size : int, default 1,048,576
         The most weights to take, at least 32.
+    largest : float, default 65504
+        The largest magnitude that can be stored, on one side of zero in each group.
 
     Returns
     -------
@@ -64,48 +71,49 @@ def read_sample(path: str | Path, size: int = DEFAULT_FILE_SIZE) -> Sample:
     """
     path = Path(path)
     if size < GROUP_SIZE:
-        raise ValueError(f"size: {size}; expected at least one group of {GROUP_SIZE}")
-    if path.suffix == ".npy":
-        return _read_npy(path, size // GROUP_SIZE)
-    if path.suffix == ".safetensors":
-        return _read_safetensors(path, size // GROUP_SIZE)
-    raise ValueError(f"{path}: unknown file type {path.suffix!r}; expected .npy or .safetensors")
+        raise ValueError(f"size must be at least one group of {GROUP_SIZE}, found {size}")
+    with path.open("rb") as file:
+        start = file.read(len(_NPY_MAGIC))
+    read = _read_npy if start == _NPY_MAGIC else _read_safetensors
+    return read(path, size // GROUP_SIZE, largest)
 
 
-def _read_npy(path: Path, most_groups: int) -> Sample:
+def _read_npy(path: Path, most_groups: int, largest: float) -> Sample:
+    """Read a sample of an array file."""
     try:
         array = np.lib.format.open_memmap(path, mode="r")  # never unpickles
     except (EOFError, ValueError) as error:
-        raise ValueError(f"{path}: not a readable .npy file of numbers: {error}") from error
+        raise ValueError(f"{path}: must be a whole array of numbers, found: {error}") from error
     if array.dtype.kind not in "fiu":
-        raise ValueError(f"{path}: dtype {array.dtype}; expected real numbers")
+        raise ValueError(f"{path}: must hold real numbers, found dtype {array.dtype}")
     if array.size == 0 or array.size % GROUP_SIZE:
         raise ValueError(
-            f"{path}: {array.size} weights; expected a positive multiple of {GROUP_SIZE}"
+            f"{path}: its size must be a positive multiple of {GROUP_SIZE}, found {array.size}"
         )
     groups = array.reshape(-1, GROUP_SIZE)
     picked = groups[_spread(len(groups), most_groups)]
-    return Sample(str(path), _checked(picked, str(path)), array.size)
+    return Sample(str(path), _checked(picked, str(path), largest), array.size)
 
 
-def _read_safetensors(path: Path, most_groups: int) -> Sample:
+def _read_safetensors(path: Path, most_groups: int, largest: float) -> Sample:
+    """Read a sample of a model file."""
     try:
         import ml_dtypes  # noqa: F401  (safetensors hands out bfloat16 through it)
         from safetensors import SafetensorError, safe_open
     except ImportError as error:
         raise ImportError(
-            f'{path}: reading .safetensors needs {error.name}: pip install "q43nl_numba[convert]"'
+            f'{path}: reading .safetensors needs {error.name}: pip install ".[convert]"'
         ) from error
-    with path.open("rb"):
-        pass  # else the reader's own message would differ from system to system
     try:
         with safe_open(path, framework="numpy") as tensors:
-            return _sample_tensors(path, tensors, most_groups)
+            return _sample_tensors(path, tensors, most_groups, largest)
     except SafetensorError as error:
-        raise ValueError(f"{path}: not a readable .safetensors file: {error}") from error
+        raise ValueError(
+            f"{path}: must be a NumPy array (.npy) or a sound safetensors file, found: {error}"
+        ) from error
 
 
-def _sample_tensors(path: Path, tensors: Any, most_groups: int) -> Sample:
+def _sample_tensors(path: Path, tensors: Any, most_groups: int, largest: float) -> Sample:
     """Take groups evenly over all matrices, one tensor in memory at a time."""
     sizes = dict(_matrix_groups(tensors))
     total = sum(sizes.values())
@@ -119,7 +127,7 @@ def _sample_tensors(path: Path, tensors: Any, most_groups: int) -> Sample:
         inside = wanted[(wanted >= start) & (wanted < start + groups)] - start
         if inside.size:
             tensor = tensors.get_tensor(name).reshape(-1, GROUP_SIZE)
-            parts.append(_checked(tensor[inside], f"{path}, tensor {name!r}"))
+            parts.append(_checked(tensor[inside], f"{path}: tensor {name!r}", largest))
         start += groups
     return Sample(str(path), np.concatenate(parts), total * GROUP_SIZE)
 
@@ -140,14 +148,15 @@ def _spread(available: int, most: int) -> NDArray[np.int64]:
     return np.arange(count, dtype=np.int64) * available // count
 
 
-def _checked(picked: NDArray[Any], where: str) -> NDArray[np.float32]:
-    """The picked groups as flat float32, if `q43nl` can take all of them."""
+def _checked(picked: NDArray[Any], where: str, largest: float) -> NDArray[np.float32]:
+    """Return the picked groups as flat float32, if all of them can be stored."""
     with np.errstate(over="ignore", invalid="ignore"):
         weights = picked.astype(np.float32).reshape(-1)
-        bad = np.count_nonzero(~(np.abs(weights) <= MAX_SCALE))
+    bad = np.count_nonzero(~np.isfinite(weights) | is_too_large(weights, largest))
     if bad:
+        one_side = " on one side of zero" if largest > MAX_SCALE else ""
         raise ValueError(
-            f"{where}: {bad} of {weights.size} sampled weights are NaN, infinite or "
-            f"beyond {MAX_SCALE:.0f}; expected none"
+            f"{where}: sampled weights must be finite and at most {largest:.0f}{one_side}, "
+            f"found {bad} of {weights.size} that are not"
         )
     return cast("NDArray[np.float32]", weights)

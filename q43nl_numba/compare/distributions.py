@@ -9,8 +9,6 @@ from typing import Any, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["DISTRIBUTIONS", "draw"]
-
 Weights: TypeAlias = NDArray[np.floating[Any]]
 Distribution: TypeAlias = Callable[[np.random.Generator, int], Weights]
 

@@ -14,7 +14,7 @@ import timeit
 import numpy as np
 
 from q43nl_numba import GROUP_SIZE, METHODS, q43nl
-from q43nl_numba.distributions import draw
+from q43nl_numba.compare import draw
 
 CALLS = 100
 ROUNDS = 10
@@ -25,9 +25,9 @@ FIRST_CALL = """
 import time
 import numpy
 start = time.perf_counter()
-import q43nl_numba
+from q43nl_numba import q43nl
 imported = time.perf_counter()
-q43nl_numba.q43nl(numpy.ones(32768, numpy.float32), {method!r})
+q43nl(numpy.ones(32768, numpy.float32), {method!r})
 print(imported - start, time.perf_counter() - imported)
 """
 

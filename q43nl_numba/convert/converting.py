@@ -1,0 +1,533 @@
+"""Convert models: `convert_model`, and `plan_model`, which tells what it would do."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+from q43nl_numba import __version__
+from q43nl_numba.convert.errors import ModelFileError
+from q43nl_numba.convert.folders import check_inside
+from q43nl_numba.convert.importance import ImportanceFile
+from q43nl_numba.convert.job import FilePlan, Step, WrittenFile
+from q43nl_numba.convert.judging import Figures
+from q43nl_numba.convert.model import CONFIG_NAME, INDEX_NAME, Model, open_model, read_json
+from q43nl_numba.convert.output import check_output, whole_file
+from q43nl_numba.convert.packing import Pack
+from q43nl_numba.convert.plan import Decision, Wishes, check_not_empty, decide, kept_recipe
+from q43nl_numba.convert.record import Original, is_converted, metadata_with_record
+from q43nl_numba.convert.results import (
+    ConvertPlan,
+    ConvertReport,
+    KeptTensor,
+    PackedTensor,
+    PlannedFile,
+    PlannedTensor,
+)
+from q43nl_numba.convert.rules import (
+    CAST_TO,
+    KEEP_DTYPES,
+    Rule,
+    Treatment,
+    check_treatment,
+    patterns,
+    read_rules,
+)
+from q43nl_numba.convert.run import OnProgress, write_folder, write_one_file
+from q43nl_numba.convert.shards import index_text, parse_size, shard_names, split_by_size
+from q43nl_numba.convert.tensors import ScaledTensor, SourceFile
+
+_WEIGHTS_SUFFIX: Final = ".safetensors"
+_QUANTIZATION_KEY: Final = "quantization_config"
+
+Path = str | os.PathLike[str]
+
+
+def convert_model(
+    source: Path,
+    target: Path,
+    method: str = "gradient",
+    *,
+    include: str | Sequence[str] = (),
+    exclude: str | Sequence[str] = (),
+    rules: Path | Sequence[Rule] = (),
+    keep_dtype: str = "as-is",
+    importance: Path | None = None,
+    single_file: bool = False,
+    max_shard_size: int | str | None = None,
+    allow_empty: bool = False,
+    no_clobber: bool = False,
+    resume: bool = False,
+    progress: OnProgress | None = None,
+    **options: Any,
+) -> ConvertReport:
+    """Quantize a model to Q43NL.
+
+    Every floating tensor (float64, float32, float16, bfloat16) of two and more dimensions whose
+    last dimension is a multiple of 32 is packed; the rest is copied. 8-bit floats with scales
+    (``weight_scale_inv``, ``weight_scale``) are packed as the products of both. The output is
+    ordinary safetensors, in which packed tensors are ``U8`` of shape ``[..., cols / 32 * 19]``.
+    It appears under its name only when it is complete.
+
+    Parameters
+    ----------
+    source : path
+        A safetensors file, a folder as Hugging Face lays it out (one file, or several and their
+        index; the hub's cache as it is), or a GGUF file.
+    target : path
+        For a folder a new folder, into which the other files of `source` are copied; for a file a
+        file, which is replaced if it exists. A folder's only file of weights, or all of them with
+        `single_file`, can also go to a file (a name that ends in ``.safetensors``).
+    method : str
+        One of ``q43nl_numba.METHODS``.
+    include, exclude : str or sequence of str
+        Name patterns (``*``, ``?``, ``[...]``); a string is one pattern. With `include` only
+        tensors that match one of its patterns are packed, and never those that match one of
+        `exclude`.
+    rules : path or sequence of Rule
+        A rule file (see `rules`), or its rules: the first one that matches a tensor decides
+        whether and how it is packed.
+    keep_dtype : {"as-is", "float32", "float16", "bfloat16"}
+        What floating tensors that are not packed are cast to.
+    importance : path, optional
+        A safetensors file of weights of the squared errors, under the names of the tensors: of
+        their shape, or a number for each input column, or ``[experts, cols]`` for a tensor
+        ``[experts, rows, cols]``. Other tensors count all weights the same.
+    single_file : bool
+        Write one file, however many the input has.
+    max_shard_size : int or str, optional
+        Write files of at most so many bytes of data: a number, or a string such as "5GB". By
+        default the output has the files that the input has.
+    allow_empty : bool
+        Do not fail where no tensor is packed. The output is not marked as Q43NL then.
+    no_clobber : bool
+        Refuse to replace an existing file.
+    resume : bool
+        Go on with an interrupted run that wrote the same folder, if there is one; the bytes are
+        those of an uninterrupted run. It must have had the same input, arguments and version.
+    progress : callable, optional
+        Called with a `Progress` (bytes read, bytes to read, name of the tensor) after each piece.
+    **options
+        Keyword arguments of `q43nl`: the method's parameters, ``eps_scale``, ``num_threads``.
+
+    Returns
+    -------
+    ConvertReport
+        What was packed, with its quality, what was kept and why, and the totals.
+
+    Raises
+    ------
+    OSError
+        If a file cannot be read or written.
+    ModelFileError
+        If `source` is not a sound model or is quantized already (in Q43NL or another format), a
+        tensor holds values that cannot be quantized, a pattern matches nothing, no tensor is
+        packed, `importance` does not fit the model, `target` cannot be written, or the interrupted
+        run was another one.
+    ValueError, TypeError
+        If an argument is out of range or belongs to another method.
+    ModuleNotFoundError
+        If a package of the ``convert`` extra is missing.
+
+    See Also
+    --------
+    plan_model : What it would do.
+    verify_model : The same figures, from the files alone.
+
+    Examples
+    --------
+    >>> import os, tempfile
+    >>> import numpy as np
+    >>> from safetensors.numpy import load_file, save_file
+    >>> from q43nl_numba.convert import convert_model
+    >>> folder = tempfile.TemporaryDirectory()
+    >>> small, packed = (os.path.join(folder.name, name) for name in ("a.st", "b.st"))
+    >>> save_file({"w": np.ones((4, 64), np.float32), "b": np.ones(4, np.float32)}, small)
+    >>> report = convert_model(small, packed, "grid")
+    >>> [(tensor.name, tensor.shape, tensor.bits_per_weight) for tensor in report.packed]
+    [('w', (4, 64), 4.75)]
+    >>> {name: (str(a.dtype), a.shape) for name, a in sorted(load_file(packed).items())}
+    {'b': ('float32', (4,)), 'w': ('uint8', (4, 38))}
+    >>> folder.cleanup()
+    """
+    started = time.perf_counter()
+    job = _planned(
+        source, target, method, options, include=include, exclude=exclude, rules=rules,
+        keep_dtype=keep_dtype, importance=importance, single_file=single_file,
+        max_shard_size=max_shard_size, allow_empty=allow_empty, no_clobber=no_clobber,
+    )  # fmt: skip
+    if job.is_folder:
+        written = write_folder(
+            job.plans, job.target, job.description(), job.finish, resume=resume, progress=progress
+        )
+    else:
+        (plan,) = job.plans
+        written = (write_one_file(plan, job.target, no_clobber=no_clobber, progress=progress),)
+    return job.report(written, time.perf_counter() - started)
+
+
+def plan_model(
+    source: Path,
+    target: Path,
+    method: str = "gradient",
+    *,
+    include: str | Sequence[str] = (),
+    exclude: str | Sequence[str] = (),
+    rules: Path | Sequence[Rule] = (),
+    keep_dtype: str = "as-is",
+    importance: Path | None = None,
+    single_file: bool = False,
+    max_shard_size: int | str | None = None,
+    allow_empty: bool = False,
+    no_clobber: bool = False,
+    **options: Any,
+) -> ConvertPlan:
+    """Tell what `convert_model` would do with the same arguments, and write nothing.
+
+    Returns
+    -------
+    ConvertPlan
+        What becomes of each tensor, and the exact sizes of the files.
+
+    Raises
+    ------
+    OSError, ModelFileError, ValueError, TypeError, ModuleNotFoundError
+        As `convert_model` does before it reads a tensor.
+    """
+    return _planned(
+        source, target, method, options, include=include, exclude=exclude, rules=rules,
+        keep_dtype=keep_dtype, importance=importance, single_file=single_file,
+        max_shard_size=max_shard_size, allow_empty=allow_empty, no_clobber=no_clobber,
+    ).plan()  # fmt: skip
+
+
+@dataclass(frozen=True)
+class _Conversion:
+    """A conversion that was planned: nothing but headers has been read."""
+
+    model: Model
+    target: str
+    is_folder: bool
+    wishes: Wishes
+    decisions: Mapping[str, Decision]
+    plans: tuple[FilePlan, ...]
+    layout: Mapping[str, Any]
+    importance_files: Mapping[str, ImportanceFile]
+    unused_importance: tuple[str, ...]
+
+    def plan(self) -> ConvertPlan:
+        """Return the plan, for people."""
+        return ConvertPlan(
+            tuple(self._planned_tensor(plan, step) for plan in self.plans for step in plan.steps),
+            tuple(PlannedFile(*file) for file in self._files()),
+            self._copied(),
+            self.model.nbytes,
+            self.unused_importance,
+        )
+
+    def report(self, written: Sequence[WrittenFile], seconds: float) -> ConvertReport:
+        """Return what was done."""
+        packed: list[PackedTensor] = []
+        kept: list[KeptTensor] = []
+        for plan, file in zip(self.plans, written, strict=True):
+            findings = dict(file.findings)
+            for step in plan.steps:
+                decision = self.decisions[step.target.name]
+                if decision.treatment is None:
+                    kept.append(_kept_tensor(decision, file.name))
+                else:
+                    figures = Figures.from_document(findings[step.target.name])
+                    packed.append(_packed_tensor(decision, figures, file.name))
+        return ConvertReport(
+            tuple(packed),
+            tuple(kept),
+            self.model.nbytes,
+            sum(file.nbytes for file in written),
+            seconds,
+            self.unused_importance,
+            tuple(PlannedFile(*file) for file in self._files()),
+            self._copied(),
+        )
+
+    def description(self) -> dict[str, Any]:
+        """Return what decides about the bytes."""
+        inputs = [file.file for file in self.model.files]
+        inputs += [SourceFile.at(path) for path in self.importance_files]
+        return {
+            "version": __version__,
+            "input": [
+                {"path": file.path, "bytes": file.nbytes, "modified_ns": file.modified_ns}
+                for file in inputs
+            ],
+            "arguments": {
+                **self.wishes.default.description(),
+                "include": list(self.wishes.include),
+                "exclude": list(self.wishes.exclude),
+                "rules": [rule.description() for rule in self.wishes.rules],
+                "keep_dtype": self.wishes.keep_dtype,
+                **self.layout,
+            },
+        }
+
+    def finish(self, folder: str) -> None:
+        """Write the index, and copy the other files."""
+        text = self._index()
+        if text is not None:
+            with whole_file(os.path.join(folder, INDEX_NAME)) as file:
+                file.write(text.encode())
+        for name in self._copied():
+            path = os.path.join(folder, *name.split("/"))
+            os.makedirs(os.path.dirname(path), exist_ok=True)
+            source = check_inside(self.model.path, name)
+            if name == CONFIG_NAME and self._has_merged_scales():
+                _write_config(source, path)
+            else:
+                shutil.copyfile(source, path)
+
+    def _index(self) -> str | None:
+        """Return the text of the index, None where there is none."""
+        if not self.is_folder or (len(self.plans) == 1 and self.model.index_metadata is None):
+            return None
+        if len(self.plans) == 1 and self.plans[0].name == shard_names(1)[0]:
+            return None
+        return index_text(self.plans, self.model.index_metadata or {})
+
+    def _files(self) -> list[tuple[str, int]]:
+        """Return the names and sizes of the files of weights, and of their index."""
+        files = [(plan.name, plan.nbytes) for plan in self.plans]
+        text = self._index()
+        return files if text is None else [*files, (INDEX_NAME, len(text.encode()))]
+
+    def _copied(self) -> tuple[str, ...]:
+        """Return the names of the files that are copied."""
+        return self.model.other_files if self.is_folder else ()
+
+    def _has_merged_scales(self) -> bool:
+        """Tell whether 8-bit floats were packed: the model's configuration is another one then."""
+        return any(isinstance(d.tensor, ScaledTensor) for d in self.decisions.values())
+
+    def _planned_tensor(self, plan: FilePlan, step: Step) -> PlannedTensor:
+        """Return what is going to become of a tensor."""
+        decision = self.decisions[step.target.name]
+        treatment = decision.treatment
+        recipe = step.recipe
+        return PlannedTensor(
+            step.target.name,
+            decision.tensor.shape,
+            decision.tensor.dtype,
+            step.target.qtype or step.target.dtype,
+            step.target.nbytes,
+            plan.name if self.is_folder else os.path.basename(self.target),
+            treatment.method if treatment else "",
+            treatment.options if treatment else (),
+            isinstance(recipe, Pack) and recipe.importance is not None,
+            decision.reason,
+        )
+
+
+def _planned(
+    source: Path,
+    target: Path,
+    method: str,
+    options: Mapping[str, Any],
+    *,
+    include: str | Sequence[str],
+    exclude: str | Sequence[str],
+    rules: Path | Sequence[Rule],
+    keep_dtype: str,
+    importance: Path | None,
+    single_file: bool,
+    max_shard_size: int | str | None,
+    allow_empty: bool,
+    no_clobber: bool,
+) -> _Conversion:
+    """Check all arguments and plan the conversion."""
+    default = Treatment(
+        method, tuple(options.items()), None if importance is None else os.fspath(importance)
+    )
+    check_treatment(default)
+    if keep_dtype not in CAST_TO:
+        raise ValueError(
+            f"keep_dtype must be one of {', '.join(KEEP_DTYPES)}, found {keep_dtype!r}"
+        )
+    limit = None if max_shard_size is None else parse_size(max_shard_size)
+    if single_file and limit is not None:
+        raise ValueError("max_shard_size must not be given with single_file, found both")
+    wishes = Wishes(
+        default,
+        patterns("include", include),
+        patterns("exclude", exclude),
+        read_rules(os.fspath(rules)) if isinstance(rules, (str, os.PathLike)) else tuple(rules),
+        keep_dtype,
+    )
+    model = open_model(source)
+    if any(is_converted(file.header) for file in model.files):
+        raise ModelFileError(f"{model.path}: is quantized already, restore it before converting it")
+    target = os.fspath(target)
+    is_folder = _is_folder_target(model, target, single_file, limit)
+    decisions = decide(model, wishes)
+    files = _ImportanceFiles(decisions)
+    if not is_folder:
+        for path in (*(file.file.path for file in model.files), *files.opened):
+            check_output(path, target, no_clobber=no_clobber)
+    if not allow_empty:
+        check_not_empty(model.path, decisions)
+    made_by = _made_by(wishes)
+    plans = tuple(
+        _file_plan(name, group, metadata, made_by, files, is_marked=_packs(decisions))
+        for name, group, metadata in _layout(model, decisions, single_file, limit)
+    )
+    return _Conversion(
+        model,
+        target,
+        is_folder,
+        wishes,
+        {decision.tensor.name: decision for decision in decisions},
+        plans,
+        {"single_file": single_file, "max_shard_size": limit},
+        files.opened,
+        files.unused(decisions),
+    )
+
+
+def _is_folder_target(model: Model, target: str, single_file: bool, limit: int | None) -> bool:
+    """Tell whether the output is a folder."""
+    if limit is not None:
+        return True
+    if not model.is_folder:
+        return False
+    if not target.endswith(_WEIGHTS_SUFFIX):
+        return True
+    if len(model.files) > 1 and not single_file:
+        raise ModelFileError(
+            f"{target}: must be a folder for a model of {len(model.files)} files, unless "
+            "single_file joins them"
+        )
+    return False
+
+
+def _layout(
+    model: Model, decisions: Sequence[Decision], single_file: bool, limit: int | None
+) -> list[tuple[str, list[Decision], dict[str, str]]]:
+    """Return the output files: their names, what they hold, and the metadata they inherit."""
+    if limit is not None:
+        by_name = {decision.target.name: decision for decision in decisions}
+        groups = split_by_size([decision.target for decision in decisions], limit) or [[]]
+        return [
+            (name, [by_name[entry.name] for entry in group], model.metadata)
+            for name, group in zip(shard_names(len(groups)), groups, strict=True)
+        ]
+    if single_file or len(model.files) == 1:
+        name = shard_names(1)[0] if single_file else model.files[0].name
+        if not name.endswith(_WEIGHTS_SUFFIX):
+            name = shard_names(1)[0]
+        return [(name, list(decisions), model.metadata)]
+    held: dict[str, list[Decision]] = {file.file.path: [] for file in model.files}
+    for decision in decisions:
+        held[decision.tensor.files[0].path].append(decision)
+    files = {file.file.path: file for file in model.files}
+    return [
+        (files[path].name, group, files[path].header.metadata)
+        for path, group in held.items()
+        if group
+    ]
+
+
+def _packs(decisions: Sequence[Decision]) -> bool:
+    """Tell whether a tensor is packed."""
+    return any(decision.treatment for decision in decisions)
+
+
+def _file_plan(
+    name: str,
+    decisions: Sequence[Decision],
+    metadata: Mapping[str, str],
+    made_by: Mapping[str, Any],
+    importance: _ImportanceFiles,
+    *,
+    is_marked: bool,
+) -> FilePlan:
+    """Return the plan of one output file."""
+    steps = []
+    for decision in decisions:
+        treatment = decision.treatment
+        if treatment is None:
+            recipe = kept_recipe(decision)
+        else:
+            recipe = Pack(
+                decision.tensor, treatment.method, treatment.options, importance.of(decision)
+            )
+        steps.append(Step(decision.target, recipe))
+    if is_marked:
+        originals = [
+            (
+                decision.target,
+                Original(decision.tensor.dtype, decision.tensor.shape, decision.target.is_packed),
+            )
+            for decision in decisions
+        ]
+        metadata = metadata_with_record(metadata, originals, made_by)
+    return FilePlan(name, tuple(steps), tuple(metadata.items()))
+
+
+def _made_by(wishes: Wishes) -> dict[str, Any]:
+    """Return what the record says about how the bytes were made."""
+    made_by = {"version": __version__, **wishes.default.description()}
+    if wishes.rules:
+        made_by["rules"] = [rule.description() for rule in wishes.rules]
+    return made_by
+
+
+class _ImportanceFiles:
+    """The importance files of a run, each opened once."""
+
+    def __init__(self, decisions: Sequence[Decision]) -> None:
+        self.opened: dict[str, ImportanceFile] = {}
+        for decision in decisions:
+            path = decision.treatment.importance if decision.treatment else None
+            if path is not None and path not in self.opened:
+                self.opened[path] = ImportanceFile(path)
+
+    def of(self, decision: Decision) -> Any:
+        """Return the importance of a tensor that is packed, or None."""
+        path = decision.treatment.importance if decision.treatment else None
+        return None if path is None else self.opened[path].of(decision.tensor)
+
+    def unused(self, decisions: Sequence[Decision]) -> tuple[str, ...]:
+        """Return the tensors that importance is given for and that are not packed."""
+        packed: dict[str, set[str]] = {path: set() for path in self.opened}
+        for decision in decisions:
+            if decision.treatment and decision.treatment.importance is not None:
+                packed[decision.treatment.importance].add(decision.tensor.name)
+        found = {
+            name: None for path, file in self.opened.items() for name in file.unused(packed[path])
+        }
+        return tuple(found)
+
+
+def _packed_tensor(decision: Decision, figures: Figures, file: str) -> PackedTensor:
+    """Return the record of a packed tensor."""
+    method = decision.treatment.method if decision.treatment else ""
+    target = decision.target
+    return PackedTensor(target.name, decision.tensor.shape, target.nbytes, figures, method, file)
+
+
+def _kept_tensor(decision: Decision, file: str) -> KeptTensor:
+    """Return the record of a tensor that is not packed."""
+    tensor, target = decision.tensor, decision.target
+    return KeptTensor(
+        tensor.name, tensor.shape, tensor.dtype, target.dtype, target.nbytes, decision.reason, file
+    )
+
+
+def _write_config(source: str, path: str) -> None:
+    """Write a model's configuration without the quantization that its weights no longer have."""
+    config = read_json(source)
+    config.pop(_QUANTIZATION_KEY, None)
+    with whole_file(path) as file:
+        file.write((json.dumps(config, indent=2) + "\n").encode())

@@ -1,0 +1,304 @@
+"""Run a conversion: one file, or a folder of files that can be resumed.
+
+A file appears under its name when it is complete. So does a folder: until then its files are in
+``<folder>.q43nl-partial``, beside a journal of those that are complete. An interrupted run leaves
+that folder behind if at least one file is complete. A run that resumes goes on with the first file
+that is not, after checking that input, arguments and version are the same; any other run removes
+the folder and starts again.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+import zlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import IO, Any, Final
+
+from q43nl_numba.convert.errors import ModelFileError
+from q43nl_numba.convert.job import FilePlan, OnPiece, Progress, WrittenFile, write_file
+from q43nl_numba.convert.locks import try_lock
+from q43nl_numba.convert.output import check_output_folder, remove_abandoned, sync_folder
+
+PARTIAL_SUFFIX: Final = ".q43nl-partial"
+_LOCK: Final = "lock"
+_JOURNAL: Final = "journal.jsonl"
+_FILES: Final = "files"
+_BLOCK: Final = 1 << 22
+
+#: Called now and then with how far the run is.
+OnProgress = Callable[[Progress], None]
+
+#: Writes one file of a plan into a folder; `job.write_file`, or something that has others do it.
+Write = Callable[[FilePlan, str, OnPiece], WrittenFile]
+
+
+@dataclass(frozen=True)
+class Unfinished:
+    """A run that was interrupted: so many of its files are complete."""
+
+    done: int
+    files: int
+
+
+def write_one_file(
+    plan: FilePlan, path: str, *, no_clobber: bool = False, progress: OnProgress | None = None
+) -> WrittenFile:
+    """Write the file of a plan to a path, whatever the name that the plan gives it."""
+    counter = _Counter([plan], progress)
+    plan = FilePlan(os.path.basename(path), plan.steps, plan.metadata)
+    folder = os.path.dirname(path) or os.curdir
+    return write_file(plan, folder, no_clobber=no_clobber, on_piece=counter.add)
+
+
+def write_folder(
+    plans: Sequence[FilePlan],
+    folder: str,
+    description: Mapping[str, Any],
+    finish: Callable[[str], None],
+    *,
+    resume: bool = False,
+    progress: OnProgress | None = None,
+    write: Write | None = None,
+) -> tuple[WrittenFile, ...]:
+    """Write the files of some plans as a new folder, whole or not at all.
+
+    Parameters
+    ----------
+    plans : sequence of FilePlan
+        The files.
+    folder : str
+        Where they go. It must not exist, or be empty.
+    description : mapping
+        What decides about the bytes, as JSON has it. A run is resumed only if it is the same.
+    finish : callable
+        Called with the folder of the complete files, to add small ones.
+    resume : bool
+        Go on with an interrupted run, if there is one.
+    progress : callable, optional
+        Called with a `Progress` after each piece.
+    write : callable, optional
+        What writes one file, by default `job.write_file`.
+
+    Returns
+    -------
+    tuple of WrittenFile
+        One for each plan, those of the interrupted run included.
+
+    Raises
+    ------
+    OSError
+        If a file cannot be read or written.
+    ModelFileError
+        If the folder cannot be written, another process is writing it, or the interrupted run was
+        another one.
+    """
+    check_output_folder(folder)
+    counter = _Counter(plans, progress)
+    with _Partial.open(folder + PARTIAL_SUFFIX, description, len(plans), resume) as partial:
+        written = []
+        for plan in plans:
+            done = partial.finished(plan)
+            if done is None:
+                done = (write or _write)(plan, partial.files, counter.add)
+                partial.add(done)
+            else:
+                counter.add(plan.name, plan.source_bytes)
+            written.append(done)
+        finish(partial.files)
+        partial.publish(folder)
+    return tuple(written)
+
+
+def unfinished(folder: str | os.PathLike[str]) -> Unfinished | None:
+    """Return how far the interrupted run is that can be resumed, None where there is none.
+
+    Parameters
+    ----------
+    folder : path
+        The output folder.
+    """
+    try:
+        header, done = _read_journal(os.path.join(os.fspath(folder) + PARTIAL_SUFFIX, _JOURNAL))
+    except (OSError, ModelFileError):
+        return None
+    return Unfinished(len(done), int(header.get("files", 0)))
+
+
+def _write(plan: FilePlan, folder: str, on_piece: OnPiece) -> WrittenFile:
+    """Write a file in this process."""
+    return write_file(plan, folder, on_piece=on_piece)
+
+
+class _Counter:
+    """Counts the bytes that were read, of all plans together."""
+
+    def __init__(self, plans: Sequence[FilePlan], progress: OnProgress | None) -> None:
+        self._progress = progress
+        self._total = sum(plan.source_bytes for plan in plans)
+        self._done = 0
+
+    def add(self, name: str, source_bytes: int) -> None:
+        """Report a piece."""
+        self._done += source_bytes
+        if self._progress is not None:
+            self._progress(Progress(self._done, self._total, name))
+
+
+class _Partial:
+    """The folder of an unfinished run; this process holds its lock."""
+
+    def __init__(self, path: str, lock: IO[bytes], done: Mapping[str, WrittenFile]) -> None:
+        self.files = os.path.join(path, _FILES)
+        self._path = path
+        self._lock = lock
+        self._done = dict(done)
+
+    @classmethod
+    @contextlib.contextmanager
+    def open(
+        cls, path: str, description: Mapping[str, Any], files: int, resume: bool
+    ) -> Iterator[_Partial]:
+        """Create the folder, or take over the one of an interrupted run."""
+        os.makedirs(path, exist_ok=True)
+        with open(os.path.join(path, _LOCK), "ab") as lock:
+            if not _lock(lock, path):
+                raise ModelFileError(f"{path}: another process is writing it")
+            journal = os.path.join(path, _JOURNAL)
+            done: dict[str, WrittenFile] = {}
+            if resume and os.path.exists(journal):
+                header, done = _read_journal(journal)
+                _check_same(path, header.get("description"), description)
+                remove_abandoned(os.path.join(path, _FILES))
+            else:
+                _clear(path)
+                os.makedirs(os.path.join(path, _FILES))
+                _append(journal, {"description": description, "files": files})
+            partial = cls(path, lock, done)
+            try:
+                yield partial
+            finally:
+                if not partial._done:
+                    partial.remove()
+
+    def finished(self, plan: FilePlan) -> WrittenFile | None:
+        """Return a file that the interrupted run completed, if its bytes are still the same."""
+        done = self._done.get(plan.name)
+        if done is None or done.nbytes != plan.nbytes:
+            return None
+        path = os.path.join(self.files, plan.name)
+        with contextlib.suppress(OSError):
+            if os.path.getsize(path) == done.nbytes and _checksum(path) == done.checksum:
+                return done
+        return None
+
+    def add(self, written: WrittenFile) -> None:
+        """Note that a file is complete."""
+        _append(os.path.join(self._path, _JOURNAL), _document(written))
+        self._done[written.name] = written
+
+    def publish(self, folder: str) -> None:
+        """Give the folder of the files its name."""
+        with contextlib.suppress(FileNotFoundError):
+            os.rmdir(folder)  # an empty one
+        os.rename(self.files, folder)
+        sync_folder(os.path.dirname(os.path.abspath(folder)))
+        self.remove()
+
+    def remove(self) -> None:
+        """Remove the folder, its lock last."""
+        _clear(self._path)
+        with contextlib.suppress(OSError):
+            os.unlink(os.path.join(self._path, _LOCK))
+            os.rmdir(self._path)
+
+
+def _lock(file: IO[bytes], path: str) -> bool:
+    """Lock an open file; without locks in the file system there is no protection."""
+    try:
+        return try_lock(file) and os.path.isdir(path)
+    except OSError:
+        return True
+
+
+def _clear(path: str) -> None:
+    """Remove what an unfinished run left in its folder, but for the lock."""
+    shutil.rmtree(os.path.join(path, _FILES), ignore_errors=True)
+    with contextlib.suppress(FileNotFoundError):
+        os.unlink(os.path.join(path, _JOURNAL))
+
+
+def _append(journal: str, document: Mapping[str, Any]) -> None:
+    """Append a line to the journal and bring it to the disk."""
+    with open(journal, "a", encoding="utf-8") as file:
+        file.write(json.dumps(document) + "\n")
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _read_journal(path: str) -> tuple[dict[str, Any], dict[str, WrittenFile]]:
+    """Return the journal's first line, and the files that are complete."""
+    with open(path, encoding="utf-8") as file:
+        lines = file.read().split("\n")[:-1]  # a line that was cut has no end
+    try:
+        header, *files = [json.loads(line) for line in lines]
+        done = [_written(document) for document in files]
+    except (ValueError, KeyError, TypeError) as error:
+        raise ModelFileError(f"{path}: is damaged; remove the folder to start again") from error
+    return header, {written.name: written for written in done}
+
+
+def _document(written: WrittenFile) -> dict[str, Any]:
+    """Return a complete file as the journal has it."""
+    return {
+        "name": written.name,
+        "nbytes": written.nbytes,
+        "checksum": written.checksum,
+        "findings": [list(pair) for pair in written.findings],
+    }
+
+
+def _written(document: Mapping[str, Any]) -> WrittenFile:
+    """Return a complete file from the journal."""
+    findings = tuple((name, found) for name, found in document["findings"])
+    return WrittenFile(
+        str(document["name"]), int(document["nbytes"]), int(document["checksum"]), findings
+    )
+
+
+def _check_same(path: str, before: Any, now: Mapping[str, Any]) -> None:
+    """Refuse to resume another run; say what differs."""
+    after = json.loads(json.dumps(now))
+    if before == after:
+        return
+    where, was, found = _first_difference("", before, after)
+    raise ModelFileError(
+        f"{path}: cannot resume: {where} must be {was!r:.100} as in the interrupted run, found "
+        f"{found!r:.100}; run without resume to start again"
+    )
+
+
+def _first_difference(where: str, before: Any, after: Any) -> tuple[str, Any, Any]:
+    """Return the first place at which two JSON documents differ, and what is there."""
+    if isinstance(before, dict) and isinstance(after, dict):
+        for key in [*before, *(key for key in after if key not in before)]:
+            if before.get(key) != after.get(key):
+                name = f"{where}.{key}" if where else str(key)
+                return _first_difference(name, before.get(key), after.get(key))
+    if isinstance(before, list) and isinstance(after, list) and len(before) == len(after):
+        for number, pair in enumerate(zip(before, after, strict=True)):
+            if pair[0] != pair[1]:
+                return _first_difference(f"{where}[{number}]", *pair)
+    return where, before, after
+
+
+def _checksum(path: str) -> int:
+    """Return the CRC-32 of a file."""
+    checksum = 0
+    with open(path, "rb", buffering=0) as file:
+        while block := file.read(_BLOCK):
+            checksum = zlib.crc32(block, checksum)
+    return checksum

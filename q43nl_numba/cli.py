@@ -34,6 +34,14 @@ COMMANDS: dict[str, tuple[str, str]] = {
         "show what is in a safetensors file",
         "q43nl_numba.convert.command:declare_inspect",
     ),
+    "calibrate": (
+        "measure what a model's matrices are multiplied with",
+        "q43nl_numba.calibrate.command:declare_calibrate",
+    ),
+    "evaluate": (
+        "measure what a model lost by quantization",
+        "q43nl_numba.calibrate.command:declare_evaluate",
+    ),
 }
 
 _EXAMPLES = """\

@@ -10,7 +10,7 @@ from safetensors.numpy import load_file, save_file
 from q43nl_numba import dequantize, q43nl
 from q43nl_numba.calibrate.config import read_config
 from q43nl_numba.calibrate.forward import Decoder, logits
-from q43nl_numba.calibrate.sources import open_folder
+from q43nl_numba.calibrate.sources import open_weights
 
 MODELS = Path(__file__).parent / "calibrate_models"
 NAMES = sorted(path.parent.name for path in MODELS.glob("*/config.json"))
@@ -51,7 +51,7 @@ def text_file(tmp_path, words=2000, name="text.txt", seed=0):
 
 
 def decoder_of(folder, length):
-    return Decoder(read_config(folder), open_folder(folder), length)
+    return Decoder(read_config(folder), open_weights(folder), length)
 
 
 def logits_of(folder, ids):

@@ -119,7 +119,7 @@ def test_the_stream_starts_at_the_quantized_embedding(tmp_path):
 
 
 def test_a_large_matrix_comes_in_pieces(tmp_path, monkeypatch):
-    monkeypatch.setattr("q43nl_numba.calibrate.forward.PIECE_WEIGHTS", 32 * 100)
+    monkeypatch.setattr("q43nl_numba.calibrate.sequential.PIECE_WEIGHTS", 32 * 100)
     folder = model_folder(tmp_path)
     recorder = Recorder(lambda found: None)
     calibrated_layers(folder, windows_for(folder, tmp_path), recorder)

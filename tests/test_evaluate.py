@@ -10,8 +10,6 @@ pytest.importorskip("tokenizers")
 pytest.importorskip("ml_dtypes")
 pytest.importorskip("tqdm")
 
-import argparse
-
 from calibrate_folders import (
     change_config,
     change_tensors,
@@ -25,6 +23,7 @@ from hypothesis import strategies as st
 from scipy.special import log_softmax
 from test_calibrate import inputs_by_hand
 
+from q43nl_numba import cli
 from q43nl_numba.calibrate import (
     CalibrationError,
     Figure,
@@ -33,7 +32,6 @@ from q43nl_numba.calibrate import (
     evaluate,
     read_text,
 )
-from q43nl_numba.calibrate import command as commands
 from q43nl_numba.calibrate.divergence import compare_outputs
 from q43nl_numba.calibrate.evaluate import figure
 from q43nl_numba.convert import ModelFileError, convert
@@ -225,18 +223,12 @@ def test_an_empty_text(tmp_path):
 # ---------------------------------------------------------------------------------------------
 
 
-def run(add_arguments, run_command, *arguments):
-    parser = argparse.ArgumentParser(exit_on_error=False)
-    add_arguments(parser)
-    return run_command(parser.parse_args([str(argument) for argument in arguments]))
-
-
 def run_calibrate(*arguments):
-    return run(commands.add_calibrate_arguments, commands.run_calibrate, *arguments)
+    return cli.main(["calibrate", *map(str, arguments)])
 
 
 def run_evaluate(*arguments):
-    return run(commands.add_evaluate_arguments, commands.run_evaluate, *arguments)
+    return cli.main(["evaluate", *map(str, arguments)])
 
 
 def test_calibrate_from_the_command_line(tmp_path, capsys):
@@ -288,8 +280,8 @@ def test_a_plot_of_a_model_against_itself(tmp_path):
      ["--plot", "missing/a.png"]],
 )  # fmt: skip
 def test_wrong_usage(tmp_path, arguments, capsys):
-    with pytest.raises((SystemExit, argparse.ArgumentError)):
-        run_evaluate(tmp_path, tmp_path, *arguments)
+    assert run_evaluate(tmp_path, tmp_path, *arguments) == 2
+    assert "must " in capsys.readouterr().err
 
 
 def test_a_change_of_configuration_alone_is_judged_too(tmp_path, models):
@@ -297,3 +289,12 @@ def test_a_change_of_configuration_alone_is_judged_too(tmp_path, models):
     change_config(other, rope_theta=100.0)
     report = evaluate(folder, other, [text_file(tmp_path)], tokens=100, window=50)
     assert report.divergence_mean.value > 0
+
+
+def test_errors_are_one_line(tmp_path, capsys):
+    folder = model_folder(tmp_path, architectures=["GPT2LMHeadModel"])
+    assert run_calibrate(folder, tmp_path / "stats") == 1
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[-1].startswith("q43nl-numba: error: ")
+    assert "LlamaForCausalLM" in lines[-1]
+    assert not (tmp_path / "stats").exists()

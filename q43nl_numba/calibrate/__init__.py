@@ -12,6 +12,7 @@ and ``evaluate`` do the three jobs above with it, ``command`` declares them for 
 
 from q43nl_numba.calibrate.collect import CalibrationReport, calibrate
 from q43nl_numba.calibrate.config import ARCHITECTURES, ModelConfig, read_config
+from q43nl_numba.calibrate.converting import convert_calibrated, convert_with_hessians
 from q43nl_numba.calibrate.errors import CalibrationError
 from q43nl_numba.calibrate.evaluate import EvaluationReport, Figure, LayerError, evaluate
 from q43nl_numba.calibrate.sequential import Matrix, calibrated_layers
@@ -33,6 +34,8 @@ __all__ = [
     "built_in_text",
     "calibrate",
     "calibrated_layers",
+    "convert_calibrated",
+    "convert_with_hessians",
     "cut_windows",
     "evaluate",
     "read_config",

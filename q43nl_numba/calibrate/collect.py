@@ -19,7 +19,7 @@ from q43nl_numba.calibrate.config import (
 from q43nl_numba.calibrate.errors import check_packages
 from q43nl_numba.calibrate.forward import Decoder, Floats
 from q43nl_numba.calibrate.progress import progress_bar
-from q43nl_numba.calibrate.sources import check_tensors, open_folder
+from q43nl_numba.calibrate.sources import check_tensors, open_weights
 from q43nl_numba.calibrate.statistics import (
     InputMoments,
     statistics_entries,
@@ -119,14 +119,14 @@ def calibrate(
     started = time.perf_counter()
     folder, destination = os.fspath(folder), os.fspath(destination)
     config = read_config(folder)
-    source = open_folder(folder)
+    source = open_weights(folder)
     check_tensors(source, config)
     check_output(os.path.join(folder, "config.json"), destination)
     windows = calibration_windows(folder, config, text, tokens=tokens, window=window)
     decoder = Decoder(config, source, windows.length)
     entries = statistics_entries(config, hessians=hessians)
     metadata = statistics_metadata(config, windows, hessians=hessians)
-    first_bytes = header_bytes(entries, metadata)
+    first_bytes = header_bytes(destination, entries, metadata)
     with (
         whole_file(destination) as output,
         progress_bar((config.layers + 1) * len(windows.ids), "window", shown=progress) as bar,

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import argparse
 import os
-import sys
-from collections.abc import Callable
 
+from q43nl_numba._parser import integer_from
+from q43nl_numba._process import DONE, say
+from q43nl_numba._text import json_text
 from q43nl_numba.calibrate.collect import DEFAULT_TOKENS as CALIBRATION_TOKENS
 from q43nl_numba.calibrate.collect import calibrate
 from q43nl_numba.calibrate.evaluate import DEFAULT_TOKENS as EVALUATION_TOKENS
@@ -14,22 +15,15 @@ from q43nl_numba.calibrate.evaluate import evaluate
 from q43nl_numba.calibrate.plot import matplotlib, save_plot
 from q43nl_numba.calibrate.text import DEFAULT_WINDOW
 
-__all__ = [
-    "CALIBRATE_EXAMPLES",
-    "EVALUATE_EXAMPLES",
-    "add_calibrate_arguments",
-    "add_evaluate_arguments",
-    "run_calibrate",
-    "run_evaluate",
-]
+__all__ = ["add_text_arguments", "declare_calibrate", "declare_evaluate", "say_if_built_in"]
 
-CALIBRATE_EXAMPLES = """\
+_CALIBRATE_EXAMPLES = """\
 examples:
   q43nl-numba calibrate SmolLM2-135M stats.safetensors --text book.txt code.txt
   q43nl-numba calibrate SmolLM2-135M stats.safetensors --text book.txt --hessians --tokens 32768
 """
 
-EVALUATE_EXAMPLES = """\
+_EVALUATE_EXAMPLES = """\
 examples:
   q43nl-numba evaluate SmolLM2-135M SmolLM2-135M-q43nl --text held-out.txt
   q43nl-numba evaluate SmolLM2-135M model-q43nl.safetensors --text held-out.txt --json
@@ -37,26 +31,31 @@ examples:
 """
 
 
-def add_calibrate_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declare the arguments of ``calibrate`` on its parser."""
+def declare_calibrate(parser: argparse.ArgumentParser) -> None:
+    """Declare the arguments of ``calibrate``."""
+    parser.description = (
+        "Run text through a model and write down what its matrices are multiplied with, so that\n"
+        "convert knows which errors matter."
+    )
+    parser.epilog = _CALIBRATE_EXAMPLES
     parser.add_argument("folder", metavar="FOLDER", help="Hugging Face model folder")
     parser.add_argument(
         "destination",
         metavar="STATS",
         help="safetensors file to write; convert reads it as --importance and --hessians",
     )
-    _add_text_arguments(parser, CALIBRATION_TOKENS)
+    add_text_arguments(parser, CALIBRATION_TOKENS)
     parser.add_argument(
         "--hessians",
         action="store_true",
         help="also keep the full second moments of the inputs, for error feedback",
     )
-    parser.set_defaults(usage_error=parser.error)
+    parser.set_defaults(run=_run_calibrate, usage_error=parser.error)
 
 
-def run_calibrate(args: argparse.Namespace) -> int:
-    """Calibrate as the parsed arguments say, print one line, and return the exit code."""
-    _say_what_is_read(args)
+def _run_calibrate(args: argparse.Namespace) -> int:
+    """Calibrate and print one line about it."""
+    say_if_built_in(args)
     report = calibrate(
         args.folder,
         args.destination,
@@ -67,31 +66,36 @@ def run_calibrate(args: argparse.Namespace) -> int:
         progress=True,
     )
     print(report.table())
-    return 0
+    return DONE
 
 
-def add_evaluate_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declare the arguments of ``evaluate`` on its parser."""
+def declare_evaluate(parser: argparse.ArgumentParser) -> None:
+    """Declare the arguments of ``evaluate``."""
+    parser.description = (
+        "Run text through a model and its quantized version and show what was lost: perplexity,\n"
+        "KL divergence of the next-token distributions, and every layer's output error."
+    )
+    parser.epilog = _EVALUATE_EXAMPLES
     parser.add_argument("original", metavar="ORIGINAL", help="Hugging Face model folder")
     parser.add_argument(
         "quantized",
         metavar="QUANTIZED",
         help="the folder or file that convert made of it, or another folder of the same shape",
     )
-    _add_text_arguments(parser, EVALUATION_TOKENS)
+    add_text_arguments(parser, EVALUATION_TOKENS)
     parser.add_argument("--json", action="store_true", help="print a JSON object, not a table")
     parser.add_argument(
         "--plot", metavar="FILE", help="draw the layers' errors and the divergence (png, svg, pdf)"
     )
-    parser.set_defaults(usage_error=parser.error)
+    parser.set_defaults(run=_run_evaluate, usage_error=parser.error)
 
 
-def run_evaluate(args: argparse.Namespace) -> int:
-    """Evaluate as the parsed arguments say, print, draw, and return the exit code."""
+def _run_evaluate(args: argparse.Namespace) -> int:
+    """Evaluate, draw and print the figures."""
     if args.plot is not None:
         matplotlib()  # its absence shall not show after minutes of work
         _check_plot_name(args)
-    _say_what_is_read(args)
+    say_if_built_in(args)
     report = evaluate(
         args.original,
         args.quantized,
@@ -102,11 +106,12 @@ def run_evaluate(args: argparse.Namespace) -> int:
     )
     if args.plot is not None:
         save_plot(report, args.plot)
-    print(report.json() if args.json else report.table())
-    return 0
+    print(json_text(report.document()) if args.json else report.table())
+    return DONE
 
 
-def _add_text_arguments(parser: argparse.ArgumentParser, tokens: int) -> None:
+def add_text_arguments(parser: argparse.ArgumentParser, tokens: int) -> None:
+    """Declare which text is read, and how much of it."""
     parser.add_argument(
         "--text",
         nargs="+",
@@ -115,25 +120,26 @@ def _add_text_arguments(parser: argparse.ArgumentParser, tokens: int) -> None:
     )
     parser.add_argument(
         "--tokens",
-        type=_at_least(2),
+        type=integer_from(2),
         default=tokens,
         metavar="N",
         help=f"tokens to take at most, spread evenly over the text (default: {tokens})",
     )
     parser.add_argument(
         "--window",
-        type=_at_least(2),
+        type=integer_from(2),
         default=DEFAULT_WINDOW,
         metavar="N",
         help=f"tokens that are run together (default: {DEFAULT_WINDOW})",
     )
 
 
-def _say_what_is_read(args: argparse.Namespace) -> None:
+def say_if_built_in(args: argparse.Namespace) -> None:
+    """Print a line if no text was given."""
     if args.text is None:
-        sys.stderr.write(
+        say(
             "no --text was given: a small built-in text is used; "
-            "text of the kind that the model will see serves better\n"
+            "text of the kind that the model will see serves better"
         )
 
 
@@ -144,18 +150,3 @@ def _check_plot_name(args: argparse.Namespace) -> None:
         args.usage_error(f"--plot must end in .png, .svg or .pdf, found {args.plot!r}")
     if not os.path.isdir(folder):
         args.usage_error(f"--plot must be in a folder that exists, found {args.plot!r}")
-
-
-def _at_least(least: int) -> Callable[[str], int]:
-    def integer(text: str) -> int:
-        try:
-            value = int(text)
-        except ValueError:
-            value = least - 1
-        if value < least:
-            raise argparse.ArgumentTypeError(
-                f"must be an integer of at least {least}, found {text!r}"
-            )
-        return value
-
-    return integer

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import os
 import time
@@ -19,7 +18,7 @@ from q43nl_numba.calibrate.divergence import TokenFigures, compare_outputs
 from q43nl_numba.calibrate.errors import CalibrationError, check_packages
 from q43nl_numba.calibrate.forward import Decoder, Floats, run_layer
 from q43nl_numba.calibrate.progress import progress_bar
-from q43nl_numba.calibrate.sources import check_tensors, config_of, open_folder, open_weights
+from q43nl_numba.calibrate.sources import check_tensors, config_of, open_weights
 from q43nl_numba.calibrate.text import DEFAULT_WINDOW, Windows
 
 __all__ = [
@@ -141,11 +140,11 @@ class EvaluationReport:
         ]
         return "\n".join(lines)
 
-    def json(self) -> str:
-        """Return the report as a JSON object; a number that is not finite becomes null."""
+    def document(self) -> dict[str, Any]:
+        """Return the report as JSON has it; without the divergence at every position."""
         document = asdict(self)
         del document["divergences"]
-        return json.dumps(_finite(document), indent=2, allow_nan=False)
+        return document
 
 
 def evaluate(
@@ -199,7 +198,7 @@ def evaluate(
     config = read_config(original)
     other_config = config_of(quantized, otherwise=config)
     _check_same_shape(quantized, config, other_config)
-    source, other_source = open_folder(original), open_weights(quantized)
+    source, other_source = open_weights(original), open_weights(quantized)
     check_tensors(source, config)
     check_tensors(other_source, other_config)
     windows = calibration_windows(original, config, text, tokens=tokens, window=window)
@@ -341,12 +340,3 @@ def _report(
         divergences=figures.divergence,
         seconds=time.perf_counter() - started,
     )
-
-
-def _finite(value: Any) -> Any:
-    """Return a JSON document with null for every number that is not finite."""
-    if isinstance(value, dict):
-        return {key: _finite(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_finite(item) for item in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -163,10 +163,12 @@ def run_layer(layer_pass: LayerPass, see: Callable[[int, Floats], None] | None =
             return output
 
 
-def matrix_pieces(source: WeightSource, name: str) -> Iterator[tuple[int, Floats]]:
+def matrix_pieces(
+    source: WeightSource, name: str, weights: int | None = None
+) -> Iterator[tuple[int, Floats]]:
     """Yield the first row and the rows of each piece of a matrix that is too large to hold."""
     shape = source.shape(name) or (0, 1)
-    step = max(PIECE_WEIGHTS // shape[1], 1)
+    step = max((weights or PIECE_WEIGHTS) // shape[1], 1)
     for begin in range(0, shape[0], step):
         yield begin, source.rows(name, begin, min(begin + step, shape[0]))
 

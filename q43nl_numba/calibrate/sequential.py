@@ -31,11 +31,16 @@ from q43nl_numba.calibrate.forward import (
     run_layer,
 )
 from q43nl_numba.calibrate.progress import progress_bar
-from q43nl_numba.calibrate.sources import WeightSource, check_tensors, open_folder
+from q43nl_numba.calibrate.sources import WeightSource, check_tensors, open_weights
 from q43nl_numba.calibrate.statistics import InputMoments
 from q43nl_numba.calibrate.text import Windows
 
 __all__ = ["Matrix", "calibrated_layers"]
+
+
+#: Weights of the embedding or the output matrix that are quantized at a time (256 MiB as float32):
+#: less than a layer of a model that has such large ones.
+PIECE_WEIGHTS = 1 << 26
 
 
 @dataclass(frozen=True)
@@ -109,7 +114,7 @@ def calibrated_layers(
     """
     check_packages()
     config = read_config(folder)
-    source = open_folder(folder)
+    source = open_weights(folder)
     check_tensors(source, config)
     passes = 2 if config.tied else 1
     total = passes * (config.layers + 1) * len(windows.ids)
@@ -195,7 +200,7 @@ class _Stream:
         """Quantize a large matrix piece by piece and yield each one's first row and result."""
         importance = None if moments is None else moments.mean_square()
         hessian = None if moments is None else moments.hessian()
-        for begin, rows in matrix_pieces(self._decoder.source, name):
+        for begin, rows in matrix_pieces(self._decoder.source, name, PIECE_WEIGHTS):
             yield begin, self._quantized(Matrix(name, rows, begin, importance, hessian))
 
     def _quantized(self, matrix: Matrix) -> Floats:

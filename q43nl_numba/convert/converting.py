@@ -8,6 +8,7 @@ import shutil
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any, Final
 
 from q43nl_numba import __version__
@@ -155,20 +156,11 @@ def convert_model(
     {'b': ('float32', (4,)), 'w': ('uint8', (4, 38))}
     >>> folder.cleanup()
     """
-    started = time.perf_counter()
-    job = _planned(
+    return planned(
         source, target, method, options, include=include, exclude=exclude, rules=rules,
         keep_dtype=keep_dtype, importance=importance, single_file=single_file,
         max_shard_size=max_shard_size, allow_empty=allow_empty, no_clobber=no_clobber,
-    )  # fmt: skip
-    if job.is_folder:
-        written = write_folder(
-            job.plans, job.target, job.description(), job.finish, resume=resume, progress=progress
-        )
-    else:
-        (plan,) = job.plans
-        written = (write_one_file(plan, job.target, no_clobber=no_clobber, progress=progress),)
-    return job.report(written, time.perf_counter() - started)
+    ).run(no_clobber=no_clobber, resume=resume, progress=progress)  # fmt: skip
 
 
 def plan_model(
@@ -199,7 +191,7 @@ def plan_model(
     OSError, ModelFileError, ValueError, TypeError, ModuleNotFoundError
         As `convert_model` does before it reads a tensor.
     """
-    return _planned(
+    return planned(
         source, target, method, options, include=include, exclude=exclude, rules=rules,
         keep_dtype=keep_dtype, importance=importance, single_file=single_file,
         max_shard_size=max_shard_size, allow_empty=allow_empty, no_clobber=no_clobber,
@@ -207,7 +199,7 @@ def plan_model(
 
 
 @dataclass(frozen=True)
-class _Conversion:
+class Conversion:
     """A conversion that was planned: nothing but headers has been read."""
 
     model: Model
@@ -219,6 +211,26 @@ class _Conversion:
     layout: Mapping[str, Any]
     importance_files: Mapping[str, ImportanceFile]
     unused_importance: tuple[str, ...]
+    calibration: Mapping[str, Any]
+
+    def run(
+        self, *, no_clobber: bool, resume: bool = False, progress: OnProgress | None = None
+    ) -> ConvertReport:
+        """Do what was planned."""
+        started = time.perf_counter()
+        if self.is_folder:
+            written = write_folder(
+                self.plans,
+                self.target,
+                self.description(),
+                self.finish,
+                resume=resume,
+                progress=progress,
+            )
+        else:
+            (plan,) = self.plans
+            written = (write_one_file(plan, self.target, no_clobber=no_clobber, progress=progress),)
+        return self.report(written, time.perf_counter() - started)
 
     def plan(self) -> ConvertPlan:
         """Return the plan, for people."""
@@ -271,6 +283,7 @@ class _Conversion:
                 "rules": [rule.description() for rule in self.wishes.rules],
                 "keep_dtype": self.wishes.keep_dtype,
                 **self.layout,
+                **self.calibration,
             },
         }
 
@@ -330,7 +343,7 @@ class _Conversion:
         )
 
 
-def _planned(
+def planned(
     source: Path,
     target: Path,
     method: str,
@@ -345,8 +358,12 @@ def _planned(
     max_shard_size: int | str | None,
     allow_empty: bool,
     no_clobber: bool,
-) -> _Conversion:
-    """Check all arguments and plan the conversion."""
+    calibration: Mapping[str, Any] = MappingProxyType({}),
+) -> Conversion:
+    """Check all arguments and plan the conversion.
+
+    `calibration` is what decides about the bytes beside the wishes, as JSON has it; it is recorded.
+    """
     default = Treatment(
         method, tuple(options.items()), None if importance is None else os.fspath(importance)
     )
@@ -377,12 +394,12 @@ def _planned(
             check_output(path, target, no_clobber=no_clobber)
     if not allow_empty:
         check_not_empty(model.path, decisions)
-    made_by = _made_by(wishes)
+    made_by = {**_made_by(wishes), **calibration}
     plans = tuple(
         _file_plan(name, group, metadata, made_by, files, is_marked=_packs(decisions))
         for name, group, metadata in _layout(model, decisions, single_file, limit)
     )
-    return _Conversion(
+    return Conversion(
         model,
         target,
         is_folder,
@@ -392,6 +409,7 @@ def _planned(
         {"single_file": single_file, "max_shard_size": limit},
         files.opened,
         files.unused(decisions),
+        calibration,
     )
 
 

@@ -7,7 +7,8 @@ import pytest
 
 gguf = pytest.importorskip("gguf")
 
-from q43nl_numba.convert import ModelFileError  # noqa: E402
+from q43nl_numba import q43nl  # noqa: E402
+from q43nl_numba.convert import ModelFileError, convert_model  # noqa: E402
 from q43nl_numba.convert.imatrix import is_imatrix, read_imatrix  # noqa: E402
 
 DENSE = {
@@ -221,3 +222,57 @@ def test_sums_without_counts(tmp_path):
     writer.close()
     with pytest.raises(ModelFileError, match="a count for each row, found 3 counts"):
         read_imatrix(tmp_path / "imatrix", DENSE)
+
+
+# ---------------------------------------------------------------------------------------------
+# In the converter
+# ---------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def model(tmp_path, rng):
+    from safetensors.numpy import save_file
+
+    tensors = {name: rng.standard_normal(shape, dtype=np.float32) for name, shape in DENSE.items()}
+    save_file(tensors, tmp_path / "model.st")
+    return tmp_path / "model.st", tensors
+
+
+@WRITERS
+def test_the_converter_reads_it(tmp_path, rng, model, write):
+    from safetensors.numpy import load_file
+
+    path, tensors = model
+    means = means_of(rng, DENSE)
+    del means["blk.0.attn_v.weight"]
+    means["blk.9.attn_q.weight"] = np.ones(32)
+    imatrix = write(tmp_path / "imatrix", means)
+    report = convert_model(path, tmp_path / "out.st", "coarse_fine", importance=imatrix)
+    stored = load_file(tmp_path / "out.st")
+    for name, weights in tensors.items():
+        importance = means.get(LLAMA_CPP[name])
+        expected = q43nl(weights, "coarse_fine", importance=importance)
+        if write is write_gguf or importance is None:  # .dat divides by calls: other rounding
+            np.testing.assert_array_equal(stored[name].reshape(-1), expected)
+    assert report.missing_importance == ("model.layers.0.self_attn.v_proj.weight",)
+    assert report.unused_importance == ("blk.9.attn_q.weight",)
+    assert "self_attn.v_proj" in report.table().split("no importance given")[1]
+
+
+def test_an_imatrix_of_another_model(tmp_path, model):
+    imatrix = write_dat(tmp_path / "imatrix", {"blk.40.attn_q.weight": np.ones(32)})
+    with pytest.raises(ModelFileError, match="imatrix: must have an entry for a tensor"):
+        convert_model(model[0], tmp_path / "out.st", "coarse_fine", importance=imatrix)
+    assert not (tmp_path / "out.st").exists()
+
+
+def test_hessians_beside_importance_are_passed_over(tmp_path, model):
+    from safetensors.numpy import save_file
+
+    name = "lm_head.weight"
+    save_file(
+        {name: np.ones(32, np.float32), f"{name}.hessian": np.eye(32, dtype=np.float32)},
+        tmp_path / "stats",
+    )
+    report = convert_model(model[0], tmp_path / "out", "coarse_fine", importance=tmp_path / "stats")
+    assert report.unused_importance == ()

@@ -77,8 +77,8 @@ def declare_convert(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--importance",
         metavar="FILE",
-        help="safetensors file of weights of the squared errors by tensor name: of the tensor's "
-        "shape, or a number for each column",
+        help="weights of the squared errors: a safetensors file by tensor name (of the tensor's "
+        "shape, or a number for each column), as calibrate writes it, or a file of llama-imatrix",
     )
     parser.add_argument(
         "--allow-empty",

@@ -98,7 +98,8 @@ def convert_model(
     importance : path, optional
         A safetensors file of weights of the squared errors, under the names of the tensors: of
         their shape, or a number for each input column, or ``[experts, cols]`` for a tensor
-        ``[experts, rows, cols]``. Other tensors count all weights the same.
+        ``[experts, rows, cols]``; or a file of llama.cpp's ``llama-imatrix``. Other tensors count
+        all weights the same.
     single_file : bool
         Write one file, however many the input has.
     max_shard_size : int or str, optional
@@ -211,6 +212,7 @@ class Conversion:
     layout: Mapping[str, Any]
     importance_files: Mapping[str, ImportanceFile]
     unused_importance: tuple[str, ...]
+    missing_importance: tuple[str, ...]
     calibration: Mapping[str, Any]
 
     def run(
@@ -240,6 +242,7 @@ class Conversion:
             self._copied(),
             self.model.nbytes,
             self.unused_importance,
+            self.missing_importance,
         )
 
     def report(self, written: Sequence[WrittenFile], seconds: float) -> ConvertReport:
@@ -264,6 +267,7 @@ class Conversion:
             self.unused_importance,
             tuple(PlannedFile(*file) for file in self._files()),
             self._copied(),
+            self.missing_importance,
         )
 
     def description(self) -> dict[str, Any]:
@@ -408,7 +412,8 @@ def planned(
         plans,
         {"single_file": single_file, "max_shard_size": limit},
         files.opened,
-        files.unused(decisions),
+        files.unused(),
+        files.missing(),
         calibration,
     )
 
@@ -506,26 +511,34 @@ class _ImportanceFiles:
 
     def __init__(self, decisions: Sequence[Decision]) -> None:
         self.opened: dict[str, ImportanceFile] = {}
+        wanted: dict[str, dict[str, tuple[int, ...]]] = {}
         for decision in decisions:
             path = decision.treatment.importance if decision.treatment else None
-            if path is not None and path not in self.opened:
-                self.opened[path] = ImportanceFile(path)
+            if path is not None:
+                wanted.setdefault(path, {})[decision.tensor.name] = decision.tensor.shape
+        for path, shapes in wanted.items():
+            self.opened[path] = ImportanceFile(path, shapes)
+        self._wanted = wanted
 
     def of(self, decision: Decision) -> Any:
         """Return the importance of a tensor that is packed, or None."""
         path = decision.treatment.importance if decision.treatment else None
         return None if path is None else self.opened[path].of(decision.tensor)
 
-    def unused(self, decisions: Sequence[Decision]) -> tuple[str, ...]:
+    def unused(self) -> tuple[str, ...]:
         """Return the tensors that importance is given for and that are not packed."""
-        packed: dict[str, set[str]] = {path: set() for path in self.opened}
-        for decision in decisions:
-            if decision.treatment and decision.treatment.importance is not None:
-                packed[decision.treatment.importance].add(decision.tensor.name)
         found = {
-            name: None for path, file in self.opened.items() for name in file.unused(packed[path])
+            name: None
+            for path, file in self.opened.items()
+            for name in file.unused(self._wanted[path])
         }
         return tuple(found)
+
+    def missing(self) -> tuple[str, ...]:
+        """Return the packed tensors for which their importance file has no entry."""
+        return tuple(
+            name for path, file in self.opened.items() for name in file.missing(self._wanted[path])
+        )
 
 
 def _packed_tensor(decision: Decision, figures: Figures, file: str) -> PackedTensor:

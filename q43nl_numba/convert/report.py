@@ -30,7 +30,13 @@ def convert_table(report: ConvertReport, *, whole: bool = False) -> str:
         lambda name: [printable(name)],
         most,
     )
-    parts = [packed, kept, unused, _totals(report)]
+    missing = table_lines(
+        ["no importance given: all weights of the tensor count the same"],
+        report.missing_importance,
+        lambda name: [printable(name)],
+        most,
+    )
+    parts = [packed, kept, unused, missing, _totals(report)]
     return "\n\n".join("\n".join(lines) for lines in parts if lines)
 
 
@@ -40,6 +46,7 @@ def convert_document(report: ConvertReport) -> dict[str, Any]:
         "packed": [_packed_document(tensor) for tensor in report.packed],
         "kept": [_kept_document(tensor) for tensor in report.kept],
         "unused_importance": list(report.unused_importance),
+        "missing_importance": list(report.missing_importance),
         "files": [{"name": file.name, "bytes": file.nbytes} for file in report.files],
         "copied": list(report.copied),
         "total": {

@@ -10,6 +10,7 @@ pytest.importorskip("ml_dtypes")
 pytest.importorskip("tqdm")
 
 from calibrate_folders import (
+    NAMES,
     change_config,
     change_tensors,
     decoder_of,
@@ -31,6 +32,7 @@ from q43nl_numba.calibrate import (
     read_config,
     read_text,
 )
+from q43nl_numba.calibrate.config import layer_stages
 from q43nl_numba.calibrate.forward import run_layer
 from q43nl_numba.calibrate.statistics import InputMoments
 from q43nl_numba.convert import ModelFileError, convert
@@ -39,7 +41,6 @@ Q, K, V, OUT, GATE, UP, DOWN = (
     "self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.o_proj",
     "mlp.gate_proj", "mlp.up_proj", "mlp.down_proj",
 )  # fmt: skip
-STAGES = {Q: 0, K: 0, V: 0, OUT: 1, GATE: 2, UP: 2, DOWN: 3}
 
 
 def matrix(layer, kind):
@@ -52,26 +53,29 @@ def inputs_by_hand(folder, ids):
     hidden = decoder.embed(ids)
     found = {}
     for layer in range(2):
-        weights, stages = decoder.load_layer(layer), [[], [], [], []]
+        weights = decoder.load_layer(layer)
+        stages = [[] for _ in layer_stages(decoder.config)]
         for window in range(len(ids)):
             hidden[window] = run_layer(
                 decoder.layer_pass(layer, weights, hidden[window]),
                 lambda stage, x, stages=stages: stages[stage].append(x),
             )
-        for kind, stage in STAGES.items():
-            found[matrix(layer, kind)] = np.concatenate(stages[stage]).astype(np.float64)
+        for names, inputs in zip(layer_stages(decoder.config), stages, strict=True):
+            for name in names:
+                key = f"model.layers.{layer}.{name}"
+                found[key] = np.concatenate(inputs).astype(np.float64)
     found["output"] = decoder.final_norm(hidden).reshape(-1, 32).astype(np.float64)
     return found
 
 
-@pytest.mark.parametrize("name", ["llama", "qwen2"])  # qwen2 is tied
+@pytest.mark.parametrize("name", NAMES)
 def test_statistics_are_those_of_the_inputs(tmp_path, name):
     folder, text = model_folder(tmp_path, name), text_file(tmp_path)
     stats = tmp_path / "stats.st"
     calibrate(folder, stats, [text], tokens=200, window=40, hessians=True)
     windows = cut_windows(folder, read_text([text]), 200, window=40, vocab_size=288)
     expected = inputs_by_hand(folder, windows.ids)
-    output = "model.embed_tokens.weight" if name == "qwen2" else "lm_head.weight"
+    output = read_config(folder).output_matrix
     expected[output] = expected.pop("output")
     found = Statistics(stats, read_config(folder))
     assert sorted(found.names()) == sorted(expected)

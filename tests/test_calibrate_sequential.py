@@ -8,6 +8,7 @@ pytest.importorskip("ml_dtypes")
 pytest.importorskip("tqdm")
 
 from calibrate_folders import (
+    NAMES,
     change_tensors,
     decoder_of,
     model_folder,
@@ -20,6 +21,7 @@ from q43nl_numba.calibrate import (
     CalibrationError,
     calibrated_layers,
     cut_windows,
+    read_config,
     read_text,
 )
 
@@ -49,23 +51,31 @@ class Recorder:
         return result
 
 
-@pytest.mark.parametrize("name", ["llama", "mistral"])
+@pytest.mark.parametrize("name", NAMES)
 def test_nothing_quantized_is_the_original_stream(tmp_path, name):
     folder = model_folder(tmp_path, name)
     windows = windows_for(folder, tmp_path)
     recorder = Recorder(lambda found: None)
     calibrated_layers(folder, windows, recorder, hessians=True)
-    assert list(recorder.given) == ["model.embed_tokens.weight", *LAYERS, "lm_head.weight"]
     inputs = inputs_by_hand(folder, windows.ids)
-    inputs["lm_head.weight"] = inputs.pop("output")
+    output = read_config(folder).output_matrix
+    inputs[output] = inputs.pop("output")
+    assert set(recorder.given) == {"model.embed_tokens.weight", *inputs}
     for key, expected in inputs.items():
         (found,) = recorder.given[key]
         np.testing.assert_allclose(found.importance, (expected**2).mean(axis=0), rtol=1e-4)
         exact = expected.T @ expected / len(expected)
         np.testing.assert_allclose(found.hessian, exact, rtol=1e-3, atol=1e-4 * np.abs(exact).max())
-    (embedding,) = recorder.given["model.embed_tokens.weight"]
-    assert embedding.importance is None
-    assert embedding.hessian is None
+    if output == "lm_head.weight":
+        (embedding,) = recorder.given["model.embed_tokens.weight"]
+        assert embedding.importance is embedding.hessian is None
+
+
+def test_the_order_is_that_of_the_forward_pass(tmp_path):
+    folder = model_folder(tmp_path)
+    recorder = Recorder(lambda found: None)
+    calibrated_layers(folder, windows_for(folder, tmp_path), recorder)
+    assert list(recorder.given) == ["model.embed_tokens.weight", *LAYERS, "lm_head.weight"]
 
 
 def test_statistics_come_from_the_quantized_stream(tmp_path):

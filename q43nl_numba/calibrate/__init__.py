@@ -10,8 +10,9 @@ The way through this package: ``config`` reads what the model is and ``sources``
 and ``evaluate`` do the three jobs above with it, ``command`` declares them for the command line.
 """
 
+from q43nl_numba.calibrate.architectures import ARCHITECTURES
 from q43nl_numba.calibrate.collect import CalibrationReport, calibrate
-from q43nl_numba.calibrate.config import ARCHITECTURES, ModelConfig, read_config
+from q43nl_numba.calibrate.config import ModelConfig, read_config
 from q43nl_numba.calibrate.converting import convert_calibrated, convert_with_hessians
 from q43nl_numba.calibrate.errors import CalibrationError
 from q43nl_numba.calibrate.evaluate import EvaluationReport, Figure, LayerError, evaluate

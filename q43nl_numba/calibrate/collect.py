@@ -10,10 +10,10 @@ from functools import partial
 from typing import Any
 
 from q43nl_numba.calibrate.config import (
-    LAYER_STAGES,
     ModelConfig,
     layer_prefix,
     layer_shapes,
+    layer_stages,
     read_config,
 )
 from q43nl_numba.calibrate.errors import check_packages
@@ -163,11 +163,12 @@ def calibration_windows(
 def collect(decoder: Decoder, windows: Windows, take: Take, *, hessians: bool, bar: Any) -> None:
     """Run the windows through the model and hand over the moments of each input when complete."""
     config = decoder.config
+    stages = layer_stages(config)
     hidden = decoder.embed(windows.ids)
     for index in range(config.layers):
-        moments = [stage_moments(config, names, hessian=hessians) for names in LAYER_STAGES]
+        moments = [stage_moments(config, names, hessian=hessians) for names in stages]
         decoder.advance(index, hidden, partial(_add, moments), bar)
-        for names, found in zip(LAYER_STAGES, moments, strict=True):
+        for names, found in zip(stages, moments, strict=True):
             take([layer_prefix(index) + name for name in names], found)
     take([config.output_matrix], output_moments(decoder, hidden, hessian=hessians, bar=bar))
 

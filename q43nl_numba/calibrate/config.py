@@ -1,22 +1,20 @@
-"""What a model is: the keys of ``config.json`` that the forward pass needs, and its tensors.
-
-An architecture is one entry of `ARCHITECTURES`: how it differs from Llama in its defaults and in
-which layers attend to a sliding window only. Everything else is in the configuration or in the
-tensors that the folder has (biases, normalization of queries and keys).
-"""
+"""What a model is: the keys of ``config.json`` that the forward pass needs, and its tensors."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
+from q43nl_numba.calibrate.architectures import ARCHITECTURES, Architecture
 from q43nl_numba.calibrate.errors import CalibrationError
 
 CONFIG_FILE = "config.json"
+
+_Value = TypeVar("_Value")
 
 #: Matrices of a layer that share their input, in the order in which the forward pass meets them.
 Stages = tuple[tuple[str, ...], ...]
@@ -33,7 +31,7 @@ class Rope:
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """The shape of a model of the Llama family.
+    """The shape of a model.
 
     Parameters
     ----------
@@ -51,8 +49,16 @@ class ModelConfig:
         Whether the embedding also serves as the output matrix.
     rope : Rope
         Rotary position embedding.
+    rotary_dim : int
+        Elements of a head that are rotated, the first ones.
     sliding_windows : tuple of int or None
         For every layer how many positions a token attends to (itself included), or None for all.
+    rotated_layers : tuple of bool
+        For every layer whether it rotates queries and keys.
+    experts, experts_per_token : int
+        Of a mixture of experts, whose `intermediate_size` is that of an expert; else 0.
+    normalized_experts : bool
+        Whether the shares of a token's experts add up to 1.
     """
 
     architecture: str
@@ -68,7 +74,17 @@ class ModelConfig:
     activation: str
     tied: bool
     rope: Rope
+    rotary_dim: int
     sliding_windows: tuple[int | None, ...]
+    rotated_layers: tuple[bool, ...]
+    experts: int = 0
+    experts_per_token: int = 0
+    normalized_experts: bool = True
+
+    @property
+    def differences(self) -> Architecture:
+        """How its architecture differs from Llama."""
+        return ARCHITECTURES[self.architecture]
 
     @property
     def output_matrix(self) -> str:
@@ -95,15 +111,6 @@ class ModelConfig:
         )
 
 
-#: Matrices of one layer that share an input, without the prefix ``model.layers.N.``.
-LAYER_STAGES: Stages = (
-    ("self_attn.q_proj.weight", "self_attn.k_proj.weight", "self_attn.v_proj.weight"),
-    ("self_attn.o_proj.weight",),
-    ("mlp.gate_proj.weight", "mlp.up_proj.weight"),
-    ("mlp.down_proj.weight",),
-)
-
-
 def layer_prefix(index: int) -> str:
     """Return what the names of a layer's tensors begin with.
 
@@ -113,19 +120,39 @@ def layer_prefix(index: int) -> str:
     return f"model.layers.{index}."
 
 
+def layer_stages(config: ModelConfig) -> Stages:
+    """Return a layer's matrices by their inputs, in the forward pass' order, without the prefix."""
+    experts = config.differences.experts
+    attention: tuple[str, ...] = tuple(f"self_attn.{which}_proj.weight" for which in "qkv")
+    mlp: tuple[str, ...] = ("mlp.gate_proj.weight", "mlp.up_proj.weight")
+    if config.differences.fused:
+        attention, mlp = ("self_attn.qkv_proj.weight",), ("mlp.gate_up_proj.weight",)
+    stages: list[tuple[str, ...]] = [attention, ("self_attn.o_proj.weight",)]
+    if experts is None:
+        return (*stages, mlp, ("mlp.down_proj.weight",))
+    stages.append((f"{experts.router}.weight",))
+    for number in range(config.experts):
+        gate, up, down = (
+            f"{name.format(number)}.weight" for name in (experts.gate, experts.up, experts.down)
+        )
+        stages += [(gate, up), (down,)]
+    return tuple(stages)
+
+
 def layer_shapes(config: ModelConfig) -> dict[str, tuple[int, int]]:
     """Return the shape of every matrix of a layer, by its name without the prefix."""
     hidden, inner = config.hidden_size, config.intermediate_size
     q_rows, kv_rows = config.heads * config.head_dim, config.kv_heads * config.head_dim
-    return {
-        "self_attn.q_proj.weight": (q_rows, hidden),
-        "self_attn.k_proj.weight": (kv_rows, hidden),
-        "self_attn.v_proj.weight": (kv_rows, hidden),
-        "self_attn.o_proj.weight": (hidden, q_rows),
-        "mlp.gate_proj.weight": (inner, hidden),
-        "mlp.up_proj.weight": (inner, hidden),
-        "mlp.down_proj.weight": (hidden, inner),
-    }
+    first, output, *mlp = layer_stages(config)
+    rows = (q_rows + 2 * kv_rows,) if len(first) == 1 else (q_rows, kv_rows, kv_rows)
+    shapes = {name: (count, hidden) for name, count in zip(first, rows, strict=True)}
+    shapes[output[0]] = (hidden, q_rows)
+    if config.experts:
+        shapes[mlp.pop(0)[0]] = (config.experts, hidden)
+    for into, out_of in zip(mlp[::2], mlp[1::2], strict=True):
+        shapes |= dict.fromkeys(into, (2 * inner // len(into), hidden))
+        shapes[out_of[0]] = (hidden, inner)
+    return shapes
 
 
 def expected_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
@@ -138,63 +165,13 @@ def expected_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
         shapes |= {prefix + name: shape for name, shape in layer_shapes(config).items()}
         shapes[prefix + "input_layernorm.weight"] = (config.hidden_size,)
         shapes[prefix + "post_attention_layernorm.weight"] = (config.hidden_size,)
-        for name in ARCHITECTURES[config.architecture].head_norms:
-            shapes[prefix + name] = (config.head_dim,)
+        if config.differences.head_norms:
+            shapes[prefix + "self_attn.q_norm.weight"] = (config.head_dim,)
+            shapes[prefix + "self_attn.k_norm.weight"] = (config.head_dim,)
     shapes["model.norm.weight"] = (config.hidden_size,)
     if not config.tied:
         shapes["lm_head.weight"] = (config.vocab_size, config.hidden_size)
     return shapes
-
-
-# ---------------------------------------------------------------------------------------------
-# Architectures
-# ---------------------------------------------------------------------------------------------
-
-
-def _no_windows(raw: Mapping[str, Any], layers: int) -> tuple[int | None, ...]:
-    return (None,) * layers
-
-
-def _mistral_windows(raw: Mapping[str, Any], layers: int) -> tuple[int | None, ...]:
-    """Return the same window for every layer; a folder that does not name it means 4096."""
-    return (raw.get("sliding_window", 4096),) * layers
-
-
-def _qwen_windows(raw: Mapping[str, Any], layers: int) -> tuple[int | None, ...]:
-    """Return windows for the layers of ``layer_types``, or for those from ``max_window_layers``."""
-    if not raw.get("use_sliding_window", False):
-        return (None,) * layers
-    window = raw.get("sliding_window", 4096)
-    kinds = raw.get("layer_types")
-    if kinds is None:
-        first = raw.get("max_window_layers", 28)
-        kinds = ["sliding_attention" if i >= first else "full_attention" for i in range(layers)]
-    return tuple(window if kind == "sliding_attention" else None for kind in kinds)
-
-
-@dataclass(frozen=True)
-class Architecture:
-    """How an architecture differs from Llama."""
-
-    sliding_windows: Callable[[Mapping[str, Any], int], tuple[int | None, ...]] = _no_windows
-    kv_heads: int | None = None  # where the configuration names none; None: one a query head
-    head_dim: int | None = None  # the same; None: hidden size over heads
-    head_norms: tuple[str, ...] = ()  # normalization of queries and keys, one head's length
-
-
-#: The architectures that the forward pass knows, by their class name in ``config.json``.
-#: Llama covers Llama 1 to 3.2, TinyLlama and SmolLM 1 and 2; Qwen2 covers Qwen 2.5.
-ARCHITECTURES: dict[str, Architecture] = {
-    "LlamaForCausalLM": Architecture(),
-    "MistralForCausalLM": Architecture(_mistral_windows, kv_heads=8),
-    "Qwen2ForCausalLM": Architecture(_qwen_windows, kv_heads=32),
-    "Qwen3ForCausalLM": Architecture(
-        _qwen_windows,
-        kv_heads=32,
-        head_dim=128,
-        head_norms=("self_attn.q_norm.weight", "self_attn.k_norm.weight"),
-    ),
-}
 
 
 # ---------------------------------------------------------------------------------------------
@@ -248,27 +225,51 @@ def parse_config(raw: Mapping[str, Any], path: str = CONFIG_FILE) -> ModelConfig
             f"{path}: num_attention_heads must be a multiple of num_key_value_heads, "
             f"found {heads} and {kv_heads}"
         )
-    windows = architecture.sliding_windows(raw, layers)
-    if len(windows) != layers:
-        raise CalibrationError(
-            f"{path}: layer_types must have {layers} items, found {len(windows)}"
-        )
+    windows = known.for_each_layer("layer_types", architecture.sliding_windows(raw, layers))
+    rotated = known.for_each_layer("no_rope_layers", architecture.rotated_layers(raw, layers))
+    rope, rotary_share = _rope(raw)
+    activation = raw.get("hidden_act") or raw.get("hidden_activation") or architecture.activation
     return ModelConfig(
         architecture=name,
         layers=layers,
         hidden_size=hidden,
-        intermediate_size=known.count("intermediate_size"),
         heads=heads,
         kv_heads=kv_heads,
         head_dim=head_dim,
         vocab_size=known.count("vocab_size"),
         max_positions=known.count("max_position_embeddings", 2048),
         norm_eps=float(raw.get("rms_norm_eps", 1e-6)),
-        activation=str(raw.get("hidden_act") or "silu"),
-        tied=bool(raw.get("tie_word_embeddings", False)),
-        rope=_rope(raw),
+        activation=str(activation),
+        tied=bool(raw.get("tie_word_embeddings", architecture.tied)),
+        rope=rope,
+        rotary_dim=int(head_dim * rotary_share),
         sliding_windows=windows,
+        rotated_layers=rotated,
+        **(
+            _experts(known, raw)
+            if architecture.experts
+            else {"intermediate_size": known.count("intermediate_size")}
+        ),
     )
+
+
+def _experts(known: _Keys, raw: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what a mixture of experts needs beside a dense model."""
+    if raw.get("mlp_only_layers") or raw.get("decoder_sparse_step", 1) != 1:
+        raise CalibrationError(
+            f"{known.path}: every layer must have experts, found "
+            f"mlp_only_layers {raw.get('mlp_only_layers')!r} and "
+            f"decoder_sparse_step {raw.get('decoder_sparse_step')!r}"
+        )
+    key = "num_local_experts" if "num_local_experts" in raw else "num_experts"
+    return {
+        "experts": known.count(key),
+        "experts_per_token": known.count("num_experts_per_tok"),
+        "intermediate_size": known.count(
+            "moe_intermediate_size" if "moe_intermediate_size" in raw else "intermediate_size"
+        ),
+        "normalized_experts": bool(raw.get("norm_topk_prob", "num_local_experts" in raw)),
+    }
 
 
 class _Keys:
@@ -276,7 +277,7 @@ class _Keys:
 
     def __init__(self, raw: Mapping[str, Any], path: str) -> None:
         self._raw = raw
-        self._path = path
+        self.path = path
 
     def architecture(self) -> str:
         """Return the class name of the architecture, which must be known."""
@@ -284,10 +285,19 @@ class _Keys:
         name = found[0] if isinstance(found, list) and found else found
         if name not in ARCHITECTURES:
             raise CalibrationError(
-                f"{self._path}: architecture must be one of {', '.join(ARCHITECTURES)}, "
+                f"{self.path}: architecture must be one of {', '.join(ARCHITECTURES)}, "
                 f"found {name!r}"
             )
         return str(name)
+
+    def for_each_layer(self, key: str, values: tuple[_Value, ...]) -> tuple[_Value, ...]:
+        """Check that there is a value for each layer."""
+        layers = self.count("num_hidden_layers")
+        if len(values) != layers:
+            raise CalibrationError(
+                f"{self.path}: {key} must have {layers} items, found {len(values)}"
+            )
+        return values
 
     def count(self, key: str, default: int | None = None) -> int:
         """Return a positive integer; null counts as missing."""
@@ -296,16 +306,24 @@ class _Keys:
             value = default
         if type(value) is not int or value < 1:
             raise CalibrationError(
-                f"{self._path}: {key} must be a positive integer, found {value!r}"
+                f"{self.path}: {key} must be a positive integer, found {value!r}"
             )
         return value
 
 
-def _rope(raw: Mapping[str, Any]) -> Rope:
-    """Return the rotary embedding, in the spelling of transformers 4 or 5."""
+def _rope(raw: Mapping[str, Any]) -> tuple[Rope, float]:
+    """Return the rotary embedding, in the spelling of transformers 4 or 5, and its share of a head.
+
+    Parameters of the scaling that stand beside it are taken along.
+    """
     parameters = dict(raw.get("rope_scaling") or raw.get("rope_parameters") or {})
-    theta = raw.get("rope_theta", parameters.pop("rope_theta", None))
-    kind = parameters.pop("rope_type", parameters.pop("type", "default"))
-    parameters.pop("type", None)
-    parameters.pop("rope_theta", None)
-    return Rope(str(kind), float(10000.0 if theta is None else theta), parameters)
+    theta = parameters.pop("rope_theta", None)
+    kinds = [parameters.pop(key, None) for key in ("rope_type", "type")]
+    share = parameters.pop("partial_rotary_factor", raw.get("partial_rotary_factor"))
+    if "original_max_position_embeddings" in raw:
+        parameters.setdefault(
+            "original_max_position_embeddings", raw["original_max_position_embeddings"]
+        )
+    theta = raw.get("rope_theta") or theta or 10000.0
+    kind = next((kind for kind in kinds if kind is not None), "default")
+    return Rope(str(kind), float(theta), parameters), 1.0 if share is None else float(share)

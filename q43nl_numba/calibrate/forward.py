@@ -1,4 +1,4 @@
-"""The forward pass of the Llama family, layer by layer, in NumPy.
+"""The forward pass of the known architectures, layer by layer, in NumPy.
 
 A layer's pass is a generator that stops at every matrix' input. Who wants the input takes it
 (`collect`), who quantizes changes the layer's weights before going on (`sequential`), and
@@ -24,7 +24,7 @@ Floats = npt.NDArray[np.float32]
 #: A layer's tensors by their names without the layer's prefix.
 LayerWeights = dict[str, Floats]
 
-#: Yields (stage, input) of every stage in `config.LAYER_STAGES`; returns the layer's output.
+#: Yields (stage, input) of every stage in `config.layer_stages`, in order; returns the output.
 LayerPass = Generator[tuple[int, Floats], None, Floats]
 
 #: Queries that attend at a time, which bounds the memory of the scores.
@@ -37,6 +37,7 @@ _OPTIONAL = (
     "self_attn.q_proj.bias",
     "self_attn.k_proj.bias",
     "self_attn.v_proj.bias",
+    "self_attn.qkv_proj.bias",
     "self_attn.o_proj.bias",
     "mlp.gate_proj.bias",
     "mlp.up_proj.bias",
@@ -68,14 +69,19 @@ class Decoder:
         self._layer_names = _layer_names(config)
 
     def embed(self, ids: npt.NDArray[np.int32]) -> Floats:
-        """Return the embedding of token ids, ``[*ids.shape, hidden_size]``."""
+        """Return the first layer's inputs for token ids, ``[*ids.shape, hidden_size]``."""
         unique, inverse = np.unique(ids, return_inverse=True)
         table = np.empty((unique.size, self.config.hidden_size), np.float32)
         for run in np.split(np.arange(unique.size), np.flatnonzero(np.diff(unique) != 1) + 1):
             begin, end = int(unique[run[0]]), int(unique[run[-1]]) + 1
             table[run] = self.source.rows("model.embed_tokens.weight", begin, end)
-        embedded: Floats = table[inverse.reshape(ids.shape)]
-        return embedded
+        return self.scaled(table[inverse.reshape(ids.shape)])
+
+    def scaled(self, embedded: Floats) -> Floats:
+        """Return the first layer's inputs for rows of the embedding."""
+        if not self.config.differences.scaled_embedding:
+            return embedded
+        return embedded * np.float32(self.config.hidden_size**0.5)
 
     def load_layer(self, index: int) -> LayerWeights:
         """Read the tensors of one layer."""
@@ -88,17 +94,14 @@ class Decoder:
 
         The weights of a stage are looked up after it was yielded, so they may be replaced there.
         """
-        normed = rms_norm(hidden, weights["input_layernorm.weight"], self.config.norm_eps)
+        normed = self._norm(hidden, weights["input_layernorm.weight"])
         yield 0, normed
         attended = self._attention(index, weights, normed)
         yield 1, attended
         hidden = hidden + _project(weights, "self_attn.o_proj", attended)
-        normed = rms_norm(hidden, weights["post_attention_layernorm.weight"], self.config.norm_eps)
-        yield 2, normed
-        inner = self._activation(_project(weights, "mlp.gate_proj", normed))
-        inner *= _project(weights, "mlp.up_proj", normed)
-        yield 3, inner
-        return hidden + _project(weights, "mlp.down_proj", inner)
+        normed = self._norm(hidden, weights["post_attention_layernorm.weight"])
+        mlp = self._dense if self.config.differences.experts is None else self._mixture
+        return hidden + (yield from mlp(weights, normed))
 
     def advance(
         self,
@@ -116,38 +119,90 @@ class Decoder:
 
     def final_norm(self, hidden: Floats) -> Floats:
         """Return the input of the output matrix."""
-        weight = self.source.tensor("model.norm.weight")
-        return rms_norm(hidden, weight, self.config.norm_eps)
+        return self._norm(hidden, self.source.tensor("model.norm.weight"))
 
     def output_pieces(self) -> Iterator[tuple[int, Floats]]:
         """Yield the first row and the rows of each piece of the output matrix."""
         yield from matrix_pieces(self.source, self.config.output_matrix)
 
+    def _norm(self, values: Floats, weight: Floats) -> Floats:
+        offset = np.float32(self.config.differences.norm_offset)
+        return rms_norm(values, weight + offset, self.config.norm_eps)
+
     def _attention(self, index: int, weights: LayerWeights, normed: Floats) -> Floats:
         """Grouped-query attention: the concatenated heads, before the output projection."""
         config = self.config
         length = normed.shape[0]
-        queries = self._heads(weights, "q", normed, config.heads)
-        keys = self._heads(weights, "k", normed, config.kv_heads)
-        values = _project(weights, "self_attn.v_proj", normed)
-        values = values.reshape(length, config.kv_heads, config.head_dim).swapaxes(0, 1)
-        queries *= np.float32(config.head_dim**-0.5)
+        queries, keys, values = (
+            part.reshape(length, -1, config.head_dim) for part in self._qkv(weights, normed)
+        )
+        queries, keys = (
+            self._placed(index, weights.get(f"self_attn.{which}_norm.weight"), heads)
+            for which, heads in (("q", queries), ("k", keys))
+        )
+        queries = queries * np.float32(config.head_dim**-0.5)
         attended = _attend(
             queries.reshape(length, config.kv_heads, -1, config.head_dim).transpose(1, 2, 0, 3),
             keys.transpose(1, 2, 0),
-            values,
+            values.swapaxes(0, 1),
             self._masks[config.sliding_windows[index]],
         )
         return attended.transpose(2, 0, 1, 3).reshape(length, -1)
 
-    def _heads(self, weights: LayerWeights, which: str, normed: Floats, count: int) -> Floats:
-        """Return rotated queries or keys, ``[length, count, head_dim]``."""
-        heads = _project(weights, f"self_attn.{which}_proj", normed)
-        heads = heads.reshape(normed.shape[0], count, self.config.head_dim)
-        norm = weights.get(f"self_attn.{which}_norm.weight")
+    def _qkv(self, weights: LayerWeights, normed: Floats) -> list[Floats]:
+        """Return queries, keys and values, each ``[length, heads * head_dim]``."""
+        if not self.config.differences.fused:
+            return [_project(weights, f"self_attn.{which}_proj", normed) for which in "qkv"]
+        rows = self.config.heads * self.config.head_dim
+        kv_rows = self.config.kv_heads * self.config.head_dim
+        together = _project(weights, "self_attn.qkv_proj", normed)
+        return np.split(together, (rows, rows + kv_rows), axis=1)
+
+    def _placed(self, index: int, norm: Floats | None, heads: Floats) -> Floats:
+        """Return queries or keys normalized and rotated, where the layer does that."""
         if norm is not None:
-            heads = rms_norm(heads, norm, self.config.norm_eps)
-        return rotate(heads, *self._rotation)
+            heads = self._norm(heads, norm)
+        return rotate(heads, *self._rotation) if self.config.rotated_layers[index] else heads
+
+    def _dense(self, weights: LayerWeights, normed: Floats) -> LayerPass:
+        """Run the MLP."""
+        yield 2, normed
+        if self.config.differences.fused:
+            gate, up = np.split(_project(weights, "mlp.gate_up_proj", normed), 2, axis=1)
+        else:
+            gate = _project(weights, "mlp.gate_proj", normed)
+            up = _project(weights, "mlp.up_proj", normed)
+        inner = self._activation(gate) * up
+        yield 3, inner
+        return _project(weights, "mlp.down_proj", inner)
+
+    def _mixture(self, weights: LayerWeights, normed: Floats) -> LayerPass:
+        """Run the experts, each for the tokens that the router sends to it."""
+        names = self.config.differences.experts
+        assert names is not None
+        yield 2, normed
+        chosen, shares = self._routes(_project(weights, names.router, normed))
+        outputs = np.zeros_like(normed)
+        for number in range(self.config.experts):
+            tokens, places = np.nonzero(chosen == number)
+            inputs = normed[tokens]
+            yield 3 + 2 * number, inputs
+            gate = _project(weights, names.gate.format(number), inputs)
+            inner = self._activation(gate) * _project(weights, names.up.format(number), inputs)
+            yield 4 + 2 * number, inner
+            projected = _project(weights, names.down.format(number), inner)
+            outputs[tokens] += shares[tokens, places, None] * projected
+        return outputs
+
+    def _routes(self, scores: Floats) -> tuple[npt.NDArray[np.intp], Floats]:
+        """Return every token's experts and their shares, ``[length, experts_per_token]``."""
+        shares = np.exp(scores - scores.max(axis=1, keepdims=True))
+        shares /= shares.sum(axis=1, keepdims=True)
+        chosen = np.argsort(-shares, axis=1, kind="stable")[:, : self.config.experts_per_token]
+        shares = np.take_along_axis(shares, chosen, axis=1)
+        if self.config.normalized_experts:
+            shares = shares / shares.sum(axis=1, keepdims=True)
+        return chosen, shares
 
 
 def run_layer(layer_pass: LayerPass, see: Callable[[int, Floats], None] | None = None) -> Floats:

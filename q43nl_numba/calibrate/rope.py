@@ -22,7 +22,7 @@ _Frequencies = tuple[npt.NDArray[np.float64], float]
 
 
 def rotation(config: ModelConfig, length: int) -> tuple[Floats, Floats]:
-    """Return cosines and sines of positions 0 to `length` - 1, float32 ``[length, head_dim / 2]``.
+    """Return cosines and sines of all positions, float32 ``[length, rotary_dim / 2]``.
 
     Raises
     ------
@@ -47,16 +47,17 @@ def rotation(config: ModelConfig, length: int) -> tuple[Floats, Floats]:
 
 
 def rotate(heads: Floats, cosines: Floats, sines: Floats) -> Floats:
-    """Rotate pairs (i, i + head_dim / 2) of ``[length, heads, head_dim]`` by their positions."""
-    first, second = np.split(heads, 2, axis=-1)
+    """Rotate pairs (i, i + rotary_dim / 2) of ``[length, heads, head_dim]`` by their positions."""
+    half = cosines.shape[1]
+    first, second, rest = heads[..., :half], heads[..., half : 2 * half], heads[..., 2 * half :]
     cosines, sines = cosines[:, None], sines[:, None]
     return np.concatenate(
-        (first * cosines - second * sines, second * cosines + first * sines), axis=-1
+        (first * cosines - second * sines, second * cosines + first * sines, rest), axis=-1
     )
 
 
 def _inverse_frequencies(config: ModelConfig, theta: float) -> npt.NDArray[np.float64]:
-    return theta ** -(np.arange(0, config.head_dim, 2) / config.head_dim)
+    return theta ** -(np.arange(0, config.rotary_dim, 2) / config.rotary_dim)
 
 
 def _default(config: ModelConfig, length: int) -> _Frequencies:
@@ -71,7 +72,7 @@ def _dynamic(config: ModelConfig, length: int) -> _Frequencies:
     """Raise the base where the text is longer than the context the model was trained with."""
     factor = config.rope.parameters["factor"]
     longest = config.max_positions
-    dim = config.head_dim
+    dim = config.rotary_dim
     stretched = factor * max(length, longest) / longest - (factor - 1)
     return _inverse_frequencies(config, config.rope.theta * stretched ** (dim / (dim - 2))), 1.0
 
@@ -94,12 +95,12 @@ def _yarn(config: ModelConfig, length: int) -> _Frequencies:
 
     def dimension(turns: float) -> float:
         wavelengths = math.log(trained / (turns * 2 * math.pi))
-        return config.head_dim * wavelengths / (2 * math.log(config.rope.theta))
+        return config.rotary_dim * wavelengths / (2 * math.log(config.rope.theta))
 
     low, high = dimension(found.get("beta_fast") or 32), dimension(found.get("beta_slow") or 1)
     if found.get("truncate", True):
         low, high = math.floor(low), math.ceil(high)
-    low, high = max(low, 0), min(high, config.head_dim - 1)
+    low, high = max(low, 0), min(high, config.rotary_dim - 1)
     ramp = (np.arange(frequencies.size) - low) / (max(high - low, 0.001))
     kept = 1 - np.clip(ramp, 0.0, 1.0)
     return frequencies * (kept + (1 - kept) / factor), _yarn_attention_factor(found)
@@ -120,6 +121,23 @@ def _yarn_attention_factor(found: dict[str, Any]) -> float:
     return magnitude(1.0)
 
 
+def _longrope(config: ModelConfig, length: int) -> _Frequencies:
+    """LongRoPE (Ding et al. 2024): a divisor for every frequency, others for longer texts."""
+    found = config.rope.parameters
+    trained = found["original_max_position_embeddings"]
+    divisors = np.array(found["long_factor" if length > trained else "short_factor"], np.float64)
+    frequencies = _inverse_frequencies(config, config.rope.theta)
+    if divisors.shape != frequencies.shape:
+        raise CalibrationError(
+            f"rope scaling 'longrope' must have {frequencies.size} factors, found {divisors.size}"
+        )
+    factor = found.get("attention_factor")
+    if factor is None:
+        stretched = found.get("factor") or config.max_positions / trained
+        factor = math.sqrt(1 + math.log(stretched) / math.log(trained)) if stretched > 1 else 1.0
+    return frequencies / divisors, float(factor)
+
+
 #: The scalings that are known, by their name in ``config.json``.
 SCALINGS: dict[str, Callable[[ModelConfig, int], _Frequencies]] = {
     "default": _default,
@@ -127,4 +145,6 @@ SCALINGS: dict[str, Callable[[ModelConfig, int], _Frequencies]] = {
     "dynamic": _dynamic,
     "llama3": _llama3,
     "yarn": _yarn,
+    "longrope": _longrope,
+    "su": _longrope,
 }

@@ -17,9 +17,9 @@ import numpy.typing as npt
 
 from q43nl_numba.calibrate.collect import output_moments, stage_moments
 from q43nl_numba.calibrate.config import (
-    LAYER_STAGES,
     ModelConfig,
     layer_prefix,
+    layer_stages,
     read_config,
 )
 from q43nl_numba.calibrate.errors import CalibrationError, check_packages
@@ -160,7 +160,7 @@ class _Stream:
         for begin, rows in self._quantized_pieces(name, moments):
             here = (ids >= begin) & (ids < begin + len(rows))
             hidden[here] = rows[ids[here] - begin]
-        return hidden
+        return self._decoder.scaled(hidden)
 
     def _moments_before_quantization(self) -> InputMoments:
         """Return the moments of the output's inputs in the original model."""
@@ -176,7 +176,7 @@ class _Stream:
         """Quantize the matrices of a layer, stage by stage, and move the activations behind it."""
         weights = self._decoder.load_layer(index)
         passes = [self._decoder.layer_pass(index, weights, window) for window in hidden]
-        for names in LAYER_STAGES:
+        for names in layer_stages(self._config):
             moments = stage_moments(self._config, names, hessian=self._hessians)
             for layer_pass in passes:
                 moments.add(next(layer_pass)[1])

@@ -28,10 +28,10 @@ import numpy as np
 import numpy.typing as npt
 
 from q43nl_numba.calibrate.config import (
-    LAYER_STAGES,
     ModelConfig,
     expected_shapes,
     layer_prefix,
+    layer_stages,
 )
 from q43nl_numba.calibrate.errors import CalibrationError, ModelFileError
 from q43nl_numba.calibrate.text import Windows
@@ -98,7 +98,7 @@ def matrices_by_input(config: ModelConfig) -> list[tuple[str, ...]]:
     layers = [
         tuple(layer_prefix(index) + name for name in stage)
         for index in range(config.layers)
-        for stage in LAYER_STAGES
+        for stage in layer_stages(config)
     ]
     return [*layers, (config.output_matrix,)]
 

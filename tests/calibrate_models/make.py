@@ -6,6 +6,8 @@ Every folder holds a random model; ``expected.safetensors`` holds its logits for
 """
 
 import json
+import shutil
+import tempfile
 from pathlib import Path
 
 import torch
@@ -48,11 +50,41 @@ MODELS = {
         "tie_word_embeddings": False, "head_dim": 16, "attention_bias": False,
         "use_sliding_window": False, "sliding_window": None, "max_window_layers": 2,
     },
+    "smollm3": {
+        "model_type": "smollm3", "architectures": ["SmolLM3ForCausalLM"], "rope_theta": 50000.0,
+        "tie_word_embeddings": True, "no_rope_layers": [1, 0], "pad_token_id": 1,
+    },
+    "phi3": {
+        "model_type": "phi3", "architectures": ["Phi3ForCausalLM"], "rope_theta": 10000.0,
+        "tie_word_embeddings": False, "sliding_window": None, "pad_token_id": 1,
+        "original_max_position_embeddings": 128,
+    },
+    "gemma": {
+        "model_type": "gemma", "architectures": ["GemmaForCausalLM"], "rope_theta": 10000.0,
+        "head_dim": 16, "hidden_act": "gelu_pytorch_tanh", "pad_token_id": 1,
+        "tie_word_embeddings": True, "initializer_range": 0.1,
+    },
+    "mixtral": {
+        "model_type": "mixtral", "architectures": ["MixtralForCausalLM"], "rope_theta": 10000.0,
+        "tie_word_embeddings": False, "num_local_experts": 3, "num_experts_per_tok": 2,
+        "intermediate_size": 32, "sliding_window": None,
+    },
+    "qwen3moe": {
+        "model_type": "qwen3_moe", "architectures": ["Qwen3MoeForCausalLM"], "head_dim": 16,
+        "rope_theta": 10000.0, "tie_word_embeddings": False, "num_experts": 4,
+        "num_experts_per_tok": 2, "moe_intermediate_size": 32, "norm_topk_prob": True,
+        "mlp_only_layers": [], "decoder_sparse_step": 1, "sliding_window": None,
+    },
 }  # fmt: skip
 
 LLAMA3 = {
     "rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
     "original_max_position_embeddings": 32,
+}  # fmt: skip
+
+LONGROPE = {
+    "type": "longrope",
+    "long_factor": [1.0, 1.5, 2.0, 4.0], "short_factor": [1.0, 1.1, 1.2, 1.3],
 }  # fmt: skip
 
 VARIANTS = {
@@ -76,6 +108,17 @@ VARIANTS = {
     "mistral": {"plain": {}, "without a window": {"sliding_window": None}},
     "qwen2": {"plain": {}, "sliding": {"use_sliding_window": True}},
     "qwen3": {"plain": {}},
+    "smollm3": {"plain": {}, "all rotated": {"no_rope_layers": [1, 1]}},
+    "phi3": {
+        "plain": {},
+        "sliding": {"sliding_window": 9},
+        "partial": {"partial_rotary_factor": 0.5},
+        "longrope, long": {"rope_scaling": LONGROPE, "original_max_position_embeddings": 16},
+        "longrope, short": {"rope_scaling": LONGROPE, "original_max_position_embeddings": 64},
+    },
+    "gemma": {"plain": {}},
+    "mixtral": {"plain": {}},
+    "qwen3moe": {"plain": {}, "shares as they are": {"norm_topk_prob": False}},
 }  # fmt: skip
 
 
@@ -99,37 +142,37 @@ def make_model(name: str, seed: int) -> None:
     folder = HERE / name
     folder.mkdir(exist_ok=True)
     config = COMMON | MODELS[name] | {"torch_dtype": "bfloat16"}
-    (folder / "config.json").write_text(json.dumps(config, indent=1) + "\n")
-    (folder / "variants.json").write_text(json.dumps(VARIANTS[name], indent=1) + "\n")
+    write_json(folder / "config.json", config)
+    write_json(folder / "variants.json", VARIANTS[name])
     torch.manual_seed(seed)
-    model = build(config)
-    for parameter in model.parameters():  # norms and biases are constant otherwise
-        if parameter.dim() == 1:
-            torch.nn.init.normal_(parameter, parameter.mean().item(), 0.2)
-    state = {k: v.to(torch.bfloat16).contiguous() for k, v in model.state_dict().items()}
-    if config["tie_word_embeddings"]:
-        del state["lm_head.weight"]
-    save_file(state, folder / "model.safetensors", metadata={"format": "pt"})
-
+    with tempfile.TemporaryDirectory() as made:
+        model = AutoModelForCausalLM.from_config(AutoConfig.for_model(**config))
+        for parameter in model.parameters():  # norms and biases are constant otherwise
+            if parameter.dim() == 1:
+                torch.nn.init.normal_(parameter, parameter.mean().item(), 0.2)
+        model.to(torch.bfloat16).save_pretrained(made)
+        shutil.copy(Path(made) / "model.safetensors", folder)
     ids = torch.randint(2, VOCABULARY, (1, LENGTH))
     ids[0, 0] = 0
     expected = {"ids": ids.int()}
     for label, changes in VARIANTS[name].items():
-        variant = build(config | changes)
-        variant.load_state_dict({k: v.float() for k, v in state.items()}, strict=False)
-        variant.tie_weights()
-        with torch.no_grad():
-            expected[label] = variant(ids).logits[0, STRIDE - 1 :: STRIDE].float().contiguous()
+        expected[label] = logits_of(folder, config | changes, ids)
     save_file(expected, folder / "expected.safetensors")
 
 
-def build(config: dict) -> torch.nn.Module:
-    config = dict(config)
-    kind = config.pop("model_type")
-    config.pop("torch_dtype")
-    made = AutoConfig.for_model(kind, **config)
-    model = AutoModelForCausalLM.from_config(made, attn_implementation="eager")
-    return model.float().eval()
+def logits_of(folder: Path, config: dict, ids: torch.Tensor) -> torch.Tensor:
+    with tempfile.TemporaryDirectory() as variant:
+        shutil.copy(folder / "model.safetensors", variant)
+        write_json(Path(variant) / "config.json", config)
+        model = AutoModelForCausalLM.from_pretrained(
+            variant, dtype=torch.float32, attn_implementation="eager"
+        )
+    with torch.no_grad():
+        return model.eval()(ids).logits[0, STRIDE - 1 :: STRIDE].contiguous()
+
+
+def write_json(path: Path, content: dict) -> None:
+    path.write_text(json.dumps(content, indent=1) + "\n")
 
 
 if __name__ == "__main__":

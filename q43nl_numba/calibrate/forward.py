@@ -28,7 +28,7 @@ LayerWeights = dict[str, Floats]
 LayerPass = Generator[tuple[int, Floats], None, Floats]
 
 #: Queries that attend at a time, which bounds the memory of the scores.
-_QUERY_BLOCK = 256
+_QUERY_BLOCK = 128
 
 #: Weights of the embedding or the output matrix that are read at a time (16 MiB as float32).
 PIECE_WEIGHTS = 1 << 22
@@ -274,16 +274,20 @@ class _Mask:
 
     def __init__(self, length: int, window: int | None) -> None:
         self._window = length if window is None else window
+        self._biases: dict[tuple[int, int], Floats] = {}
 
     def keys(self, begin: int, end: int) -> slice:
         """Return the keys that any of the queries ``begin`` to ``end`` attends to."""
         return slice(max(begin - self._window + 1, 0), end)
 
-    def hidden(self, begin: int, end: int) -> npt.NDArray[np.bool_]:
-        """Return where a query must not look, ``[queries, keys]``."""
-        seen = self.keys(begin, end)
-        behind = np.arange(begin, end)[:, None] - np.arange(seen.start, seen.stop)
-        return (behind < 0) | (behind >= self._window)
+    def bias(self, begin: int, end: int) -> Floats:
+        """Return what is added to scores, ``[queries, keys]``: -inf where a query must not look."""
+        if (begin, end) not in self._biases:
+            seen = self.keys(begin, end)
+            behind = np.arange(begin, end)[:, None] - np.arange(seen.start, seen.stop)
+            seen_at_all = (behind >= 0) & (behind < self._window)
+            self._biases[begin, end] = np.where(seen_at_all, np.float32(0), np.float32(-np.inf))
+        return self._biases[begin, end]
 
 
 def _attend(queries: Floats, keys: Floats, values: Floats, mask: _Mask) -> Floats:
@@ -302,7 +306,7 @@ def _attend(queries: Floats, keys: Floats, values: Floats, mask: _Mask) -> Float
         seen = mask.keys(begin, end)
         block = queries[:, :, begin:end].reshape(kv_heads, -1, head_dim)
         scores = (block @ keys[:, :, seen]).reshape(kv_heads, repeats, end - begin, -1)
-        scores[:, :, mask.hidden(begin, end)] = -np.inf
+        scores += mask.bias(begin, end)
         scores -= scores.max(axis=-1, keepdims=True)
         np.exp(scores, out=scores)
         scores /= scores.sum(axis=-1, keepdims=True)

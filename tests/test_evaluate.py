@@ -241,7 +241,7 @@ def test_calibrate_from_the_command_line(tmp_path, capsys):
     assert "built-in" not in shown.err
     assert Statistics(stats).has_hessians
     assert run_calibrate(folder, stats, *sizes) == 0
-    assert "no --text was given: a small built-in text is used" in capsys.readouterr().err
+    assert "no text was given: a small built-in text is used" in capsys.readouterr().err
     assert not Statistics(stats).has_hessians
 
 

@@ -55,12 +55,12 @@ Path = str | os.PathLike[str]
 def convert_calibrated(
     source: Path,
     target: Path,
-    text: Sequence[Path] | None = None,
     method: str = "optimal",
     *,
+    text: Sequence[Path] | None = None,
     tokens: int = DEFAULT_TOKENS,
     window: int = DEFAULT_WINDOW,
-    feedback: bool = False,
+    feedback: bool = True,
     include: str | Sequence[str] = (),
     exclude: str | Sequence[str] = (),
     rules: Path | Sequence[Rule] = (),
@@ -79,15 +79,15 @@ def convert_calibrated(
         A Hugging Face model folder with its tokenizer.
     target : path
         As for `convert_model`.
-    text : sequence of path, optional
-        Text files in UTF-8. Without them a small built-in text is used.
     method : str
         One of ``q43nl_numba.METHODS``.
+    text : sequence of path, optional
+        Text files in UTF-8. Without them a small built-in text is used.
     tokens, window : int
         As for `calibrate`.
     feedback : bool
         Give `q43nl` hessians, so that the error of a column is made up for in the next ones.
-        Otherwise it gets importance: the mean square of each input column.
+        Otherwise it gets importance: the mean square of each input column, which takes less time.
     include, exclude, rules, keep_dtype, single_file, max_shard_size, no_clobber, progress
         As for `convert_model`. An importance file in a rule is not used.
     **options
@@ -130,9 +130,9 @@ def convert_calibrated(
 def convert_with_hessians(
     source: Path,
     target: Path,
-    hessians: Path,
     method: str = "optimal",
     *,
+    hessians: Path,
     include: str | Sequence[str] = (),
     exclude: str | Sequence[str] = (),
     rules: Path | Sequence[Rule] = (),
@@ -149,10 +149,10 @@ def convert_with_hessians(
     ----------
     source, target : path
         As for `convert_model`; `source` is a Hugging Face model folder.
-    hessians : path
-        What `calibrate` wrote for this model, with hessians.
     method : str
         One of ``q43nl_numba.METHODS``.
+    hessians : path
+        What `calibrate` wrote for this model, with hessians.
     include, exclude, rules, keep_dtype, single_file, max_shard_size, no_clobber, progress
         As for `convert_model`.
     **options

@@ -6,7 +6,7 @@ import hashlib
 import json
 import os
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 from q43nl_numba.calibrate.architectures import ARCHITECTURES, Architecture
@@ -96,9 +96,18 @@ class ModelConfig:
 
         Files that were trained further have the digest of the model they started from.
         """
-        shapes = {name: list(shape) for name, shape in expected_shapes(self).items()}
-        text = json.dumps({"config": asdict(self), "shapes": shapes}, sort_keys=True)
-        return hashlib.sha256(text.encode()).hexdigest()
+        facts = {
+            "architecture": self.architecture,
+            "shapes": {name: list(shape) for name, shape in expected_shapes(self).items()},
+            "heads": [self.heads, self.kv_heads],
+            "activation": self.activation,
+            "norm_eps": self.norm_eps,
+            "rope": [self.rope.kind, self.rope.theta, self.rope.parameters, self.rotary_dim],
+            "sliding_windows": self.sliding_windows,
+            "rotated_layers": self.rotated_layers,
+            "experts_per_token": self.experts_per_token,
+        }
+        return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
 
     def summary(self) -> str:
         """Return one line that tells models apart for a reader.

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import io
 import os
 from typing import Any
 
 import numpy as np
 
 from q43nl_numba.calibrate.evaluate import EvaluationReport
+from q43nl_numba.convert.output import whole_file
 
 
 def matplotlib() -> Any:
@@ -35,7 +37,10 @@ def save_plot(report: EvaluationReport, path: str | os.PathLike[str]) -> None:
     _draw_layers(layers, report)
     _draw_divergence(divergence, report)
     picture.suptitle(f"{report.quantized} against {report.original}")
-    picture.savefig(path, dpi=150)
+    drawn = io.BytesIO()
+    picture.savefig(drawn, format=os.path.splitext(path)[1].lstrip("."), dpi=150)
+    with whole_file(os.fspath(path)) as output:
+        output.write(drawn.getvalue())
 
 
 def _draw_layers(axes: Any, report: EvaluationReport) -> None:

@@ -178,8 +178,9 @@ class _Stream:
         passes = [self._decoder.layer_pass(index, weights, window) for window in hidden]
         for names in layer_stages(self._config):
             moments = stage_moments(self._config, names, hessian=self._hessians)
-            for layer_pass in passes:
-                moments.add(next(layer_pass)[1])
+            with np.errstate(over="ignore", invalid="ignore"):  # the quantizer refuses NaN
+                for layer_pass in passes:
+                    moments.add(next(layer_pass)[1])
             self._replace(index, names, weights, moments)
         for window, layer_pass in enumerate(passes):
             hidden[window] = run_layer(layer_pass)

@@ -10,16 +10,13 @@
 (256, 256)
 """
 
-import sys
-from types import ModuleType
-
-TYPE_CHECKING = False
+TYPE_CHECKING = False  # not imported from typing: the commands start with almost nothing
 if TYPE_CHECKING:
-    from .dequantize import dequantize
-    from .layout import GROUP_BYTES, GROUP_DTYPE, GROUP_SIZE
-    from .quality import Quality, quality
-    from .quantize import METHODS, q43nl
-    from .version import __version__
+    from ._dequantize import dequantize
+    from ._layout import GROUP_BYTES, GROUP_DTYPE, GROUP_SIZE
+    from ._quality import Quality, quality
+    from ._quantize import METHODS, q43nl
+    from ._version import __version__
 
 __all__ = [
     "GROUP_BYTES",
@@ -36,27 +33,16 @@ __all__ = [
 # Public names are imported at their first use: the commands must handle signals, and answer
 # --help, before Numba is imported.
 _MODULES = {
-    "GROUP_BYTES": "layout",
-    "GROUP_DTYPE": "layout",
-    "GROUP_SIZE": "layout",
-    "METHODS": "quantize",
-    "Quality": "quality",
-    "__version__": "version",
-    "dequantize": "dequantize",
-    "q43nl": "quantize",
-    "quality": "quality",
+    "GROUP_BYTES": "_layout",
+    "GROUP_DTYPE": "_layout",
+    "GROUP_SIZE": "_layout",
+    "METHODS": "_quantize",
+    "Quality": "_quality",
+    "__version__": "_version",
+    "dequantize": "_dequantize",
+    "q43nl": "_quantize",
+    "quality": "_quality",
 }
-
-
-class _Package(ModuleType):
-    """A package in which a public name is never hidden by the module of the same name."""
-
-    def __setattr__(self, name: str, value: object) -> None:
-        if not (name in _MODULES and isinstance(value, ModuleType)):
-            super().__setattr__(name, value)
-
-
-sys.modules[__name__].__class__ = _Package
 
 
 def __getattr__(name: str) -> object:

@@ -1,4 +1,4 @@
-"""What callers hand over, as the kernels want it: arrays of numbers, in pieces, checked."""
+"""Arguments of the public calls: checked, and as the kernels take them, in pieces."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
-from .layout import GROUP_SIZE
+from ._layout import GROUP_SIZE
 
 PIECE: Final = 1 << 20
 """Weights converted at a time: the memory that a call needs beyond its input and output."""
@@ -19,7 +19,7 @@ Array = NDArray[Any]
 
 
 def number_array(values: Any, name: str) -> Array:
-    """View (or, of a list, make) an array of real numbers."""
+    """Return an array of real numbers, a view where possible."""
     array = _any_array(values, name)
     if array.dtype.kind in "fiu" or _is_extension_float(array.dtype):
         return array
@@ -35,17 +35,19 @@ def _any_array(values: Any, name: str) -> Array:
         if hasattr(values, "__dlpack__") and not hasattr(values, "__array__"):
             return np.from_dlpack(values)
         return np.asarray(values)
-    except (TypeError, ValueError, RuntimeError, BufferError) as error:
-        raise TypeError(f"{name} cannot be read as an array: {error}") from error
+    except MemoryError:
+        raise
+    except Exception as error:  # what a foreign __array__ or __dlpack__ raises may be anything
+        raise TypeError(f"{name} must be readable as an array, found {error!r}") from error
 
 
 def _is_extension_float(dtype: np.dtype[Any]) -> bool:
-    """Whether a dtype from outside NumPy (bfloat16, say) widens to float32."""
+    """Return whether a dtype from outside NumPy (bfloat16, say) widens to float32."""
     return dtype.kind == "V" and dtype.type is not np.void and np.can_cast(dtype, np.float32)
 
 
 def pieces(array: Array, dtype: DTypeLike = np.float32, size: int = PIECE) -> Iterator[Array]:
-    """Walk through an array in C order, as flat contiguous pieces of a dtype.
+    """Yield an array in C order, as flat contiguous pieces of a dtype.
 
     Pieces are views where the array allows it and else a buffer that the next piece reuses. All
     but the last have `size` elements, a multiple of the group size.
@@ -62,12 +64,12 @@ def pieces(array: Array, dtype: DTypeLike = np.float32, size: int = PIECE) -> It
 
 
 def is_in_place(array: Array, dtype: DTypeLike = np.float32) -> bool:
-    """Whether a flat view of the array is all that a kernel wants."""
+    """Return whether a flat view of the array is what a kernel takes."""
     return array.flags.c_contiguous and array.flags.aligned and array.dtype == np.dtype(dtype)
 
 
 def _gathered(array: Array, dtype: np.dtype[Any], size: int) -> Iterator[Array]:
-    """Pieces of an array that is scattered in memory.
+    """Yield pieces of an array that is scattered in memory.
 
     NumPy's buffered iterator ends its chunks at ends of rows, so they are put together here.
     """
@@ -97,14 +99,14 @@ def _gathered(array: Array, dtype: np.dtype[Any], size: int) -> Iterator[Array]:
 
 
 def read_only(array: Array) -> Array:
-    """A read-only view: one type for the kernels, whether the caller's array is writable or not."""
+    """Return a read-only view: one type for the kernels, whatever the caller's array is."""
     view = array.view()
     view.flags.writeable = False
     return view
 
 
 def check_whole_groups(array: Array, name: str) -> int:
-    """Number of groups in an array."""
+    """Return the number of groups in an array, which must hold whole ones."""
     groups, rest = divmod(array.size, GROUP_SIZE)
     if rest:
         raise ValueError(
@@ -115,9 +117,12 @@ def check_whole_groups(array: Array, name: str) -> int:
 
 
 def check_out(out: Any, dtype: np.dtype[Any], size: int, source: Array) -> Array:
-    """An `out` argument that a result of the given dtype and size can be written to."""
-    if not isinstance(out, np.ndarray):
-        raise TypeError(f"out must be a NumPy array, found {type(out).__name__}")
+    """Return a flat view of an `out` argument that a result of a dtype and size can be written to.
+
+    It is a view of NumPy's own class: a subclass may index, slice and reshape in its own ways.
+    """
+    if not isinstance(out, np.ndarray) or isinstance(out, np.ma.MaskedArray):
+        raise TypeError(f"out must be a NumPy array without a mask, found {type(out).__name__}")
     if out.dtype != dtype:
         raise TypeError(f"out must have dtype {dtype}, found {out.dtype}")
     if out.size != size:
@@ -126,20 +131,23 @@ def check_out(out: Any, dtype: np.dtype[Any], size: int, source: Array) -> Array
         raise ValueError(f"out must be C-contiguous, found strides {out.strides}")
     if not out.flags.writeable:
         raise ValueError("out must be writable, found a read-only array")
+    if not out.flags.aligned:
+        raise ValueError(f"out must be aligned to its dtype {dtype}, found an odd address")
     if np.may_share_memory(out, source):
         raise ValueError("out must not overlap the input, found shared memory")
-    return out
+    flat: Array = np.ndarray.reshape(out.view(np.ndarray), -1)
+    return flat
 
 
 def check_num_threads(num_threads: Any) -> int | None:
-    """A `num_threads` argument: None, or an integer from 1 on."""
+    """Return a `num_threads` argument: None, or an integer from 1 on."""
     if num_threads is None:
         return None
     return checked_integer("num_threads", num_threads, 1)
 
 
 def checked_integer(name: str, value: Any, least: int) -> int:
-    """An argument that must be an integer of at least `least`."""
+    """Return an argument that must be an integer of at least `least`."""
     wanted = f"{name} must be an integer of at least {least}, found {value!r}"
     try:
         number = operator.index(value)
@@ -153,18 +161,20 @@ def checked_integer(name: str, value: Any, least: int) -> int:
 
 
 def check_eps_scale(eps_scale: Any) -> float:
-    """An `eps_scale` argument: a finite number, at least 0."""
+    """Return an `eps_scale` argument: a finite number, at least 0."""
     try:
         value = float(eps_scale)
     except (TypeError, ValueError):
         raise TypeError(f"eps_scale must be a number, found {eps_scale!r}") from None
+    except OverflowError:
+        value = math.inf
     if not (math.isfinite(value) and value >= 0):
         raise ValueError(f"eps_scale must be finite and at least 0, found {eps_scale!r}")
     return value
 
 
 def check_importance(importance: Any, tensor: Array) -> Array | None:
-    """An `importance` argument as float32, of the tensor's shape or of its last dimension's."""
+    """Return an `importance` argument as float32, of the tensor's shape or its last dimension's."""
     if importance is None:
         return None
     array = number_array(importance, "importance")
@@ -175,7 +185,7 @@ def check_importance(importance: Any, tensor: Array) -> Array | None:
             f"length, found shape {array.shape}"
         )
     with np.errstate(over="ignore"):
-        weighting = array.astype(np.float32, order="C", copy=False)
+        weighting = np.require(array.astype(np.float32, copy=False), requirements=["C", "A"])
     wrong = ~(np.isfinite(weighting) & (weighting >= 0))
     if wrong.any():
         first = int(np.argmax(wrong))
@@ -189,7 +199,7 @@ def check_importance(importance: Any, tensor: Array) -> Array | None:
 def importance_pieces(
     importance: Array | None, shape: tuple[int, ...], size: int = PIECE
 ) -> Iterator[Array | None]:
-    """The importance of each of the `pieces` of a tensor of a shape; None where there is none."""
+    """Yield the importance of each of the `pieces` of a tensor of a shape; None without any."""
     weights = math.prod(shape)
     for start in range(0, weights, size):
         count = min(size, weights - start)

@@ -57,6 +57,8 @@ class Parser(argparse.ArgumentParser):
 
 
 class _ShowVersion(argparse.Action):
+    """The action of ``--version``; only it imports the version."""
+
     def __call__(self, parser: argparse.ArgumentParser, *_: object) -> NoReturn:
         from q43nl_numba import __version__
 

@@ -57,6 +57,7 @@ class _Signals:
         sys.unraisablehook = self._unraisable
 
     def _end(self, number: int, _frame: FrameType | None) -> NoReturn:
+        """Handle a signal."""
         self.received = number
         if number == signal.SIGINT:
             raise KeyboardInterrupt

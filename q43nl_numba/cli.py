@@ -23,15 +23,19 @@ COMMANDS: dict[str, tuple[str, str]] = {
         "q43nl_numba.compare.command:declare_compare",
     ),
     "convert": (
-        "quantize a safetensors model file",
+        "quantize a model: a file or a folder",
         "q43nl_numba.convert.command:declare_convert",
     ),
     "restore": (
-        "bring a converted file back to floating tensors",
+        "bring a converted model back to floating tensors",
         "q43nl_numba.convert.command:declare_restore",
     ),
+    "verify": (
+        "compare a converted model with the original",
+        "q43nl_numba.convert.command:declare_verify",
+    ),
     "inspect": (
-        "show what is in a safetensors file",
+        "show what is in a model",
         "q43nl_numba.convert.command:declare_inspect",
     ),
     "calibrate": (
@@ -48,7 +52,7 @@ _EXAMPLES = """\
 examples:
   q43nl-numba compare
   q43nl-numba convert model.safetensors model-q43nl.safetensors
-  q43nl-numba inspect model-q43nl.safetensors
+  q43nl-numba verify model.safetensors model-q43nl.safetensors --min-snr 20
   q43nl-numba restore model-q43nl.safetensors restored.safetensors
 
 exit codes: 0 done, 1 the work failed, 2 wrong usage

@@ -40,7 +40,7 @@ from safetensors.numpy import load_file, save_file
 
 from q43nl_numba import convert as convert_package
 
-COMMANDS = ("compare", "convert", "restore", "inspect")
+COMMANDS = ("compare", "convert", "restore", "verify", "inspect")
 LIMIT = 120  # seconds after which a process counts as stuck
 
 
@@ -317,7 +317,15 @@ def test_every_method_can_be_chosen(capsys: pytest.CaptureFixture[str]) -> None:
         (("convert",), "required: IN, OUT"),
         (("convert", "in"), "required: OUT"),
         (("restore", "in"), "required: OUT"),
-        (("inspect",), "required: FILE"),
+        (("inspect",), "required: MODEL"),
+        (("verify", "a"), "required: CONVERTED"),
+        (("verify", "a", "b", "--min-snr", "nan"), "--min-snr: must be finite"),
+        (
+            ("convert", "in", "out", "--max-shard-size", "5X"),
+            "--max-shard-size: max_shard_size must",
+        ),
+        (("convert", "in", "out", "--report", "r.txt"), "--report: r.txt: a report must end in"),
+        (("convert", "in", "out", "--dry-run", "--report", "r.json"), "--report: not allowed"),
         (("inspect", "in", "more"), "unrecognized arguments: more"),
         (("convert", "in", "out", "--met", "grid"), "unrecognized arguments: --met grid"),
         (("convert", "in", "out", "--keep-dtype", "int8"), "--keep-dtype: invalid choice"),
@@ -462,6 +470,168 @@ def test_json(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
     found = document("restore", packed, back)
     assert (found["unpacked"], found["tensors"]) == (1, 2)
     assert found["bytes_out"] == back.stat().st_size
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A model of two files with an index, as Hugging Face lays it out."""
+    path = tmp_path / "model"
+    path.mkdir()
+    rng = np.random.default_rng(8)
+    names = [f"model-0000{i}-of-00002.safetensors" for i in (1, 2)]
+    weights = {f"layers.{i}.w": rng.standard_normal((8, 64)).astype(np.float32) for i in range(4)}
+    for number, name in enumerate(names):
+        part = {key: weights[key] for key in list(weights)[number::2]}
+        save_file(
+            {**part, f"norm.{number}": np.ones(64, np.float32)}, path / name, {"format": "pt"}
+        )
+    places = {key: names[i % 2] for i, key in enumerate(weights)}
+    places |= {f"norm.{number}": name for number, name in enumerate(names)}
+    index = {"metadata": {"total_size": 4 * 2048 + 512}, "weight_map": places}
+    (path / "model.safetensors.index.json").write_text(json.dumps(index))
+    (path / "config.json").write_text('{"model_type": "llama"}')
+    return path
+
+
+def test_a_dry_run_prints_the_plan_and_writes_nothing(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rules = tmp_path / "rules.toml"
+    rules.write_text(
+        '[[rule]]\npattern = "*.0.*"\nkeep = true\n'
+        '[[rule]]\npattern = "layers.1.w"\nmethod = "optimal"\neffort = 1\n'
+    )
+    out = tmp_path / "out"
+    command = ["convert", str(folder), str(out), "--method", "grid", "--rules", str(rules)]
+    assert cli.main([*command, "--dry-run", "--json"]) == 0
+    plan = json.loads(capsys.readouterr().out)
+    assert cli.main([*command, "--dry-run"]) == 0
+    shown = capsys.readouterr().out
+    assert not out.exists()
+    assert re.search(r"^layers\.0\.w +8x64 +F32 +F32 +2,048 +32\.00 +\S", shown, re.M)
+    assert re.search(r"^layers\.1\.w +8x64 +F32 +Q43NL optimal effort=1 +304 +4\.75$", shown, re.M)
+    assert re.search(r"^layers\.2\.w +8x64 +F32 +Q43NL grid +304 +4\.75$", shown, re.M)
+    assert "nothing was written" in shown.splitlines()[-1]
+
+    assert cli.main(command) == 0
+    sizes = {file["name"]: file["bytes"] for file in plan["files"]}
+    assert len(sizes) >= 2
+    for name, nbytes in sizes.items():
+        assert (out / name).stat().st_size == nbytes, name
+    assert sum(sizes.values()) == plan["total"]["bytes_out"]
+    assert (out / "config.json").read_bytes() == (folder / "config.json").read_bytes()
+    stored = load_file(out / "model-00001-of-00002.safetensors")
+    planned = {row["name"]: row for row in plan["tensors"]}
+    assert all(planned[name]["bytes"] == array.nbytes for name, array in stored.items())
+
+
+def test_reports(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "out"
+    paths = [tmp_path / "r.json", out / "inside.json", out / "r.html"]
+    options = [part for path in paths for part in ("--report", str(path))]
+    assert cli.main(["convert", str(folder), str(out), "--method", "grid", "--json", *options]) == 0
+    printed = json.loads(capsys.readouterr().out)
+    document = json.loads(paths[0].read_text(), parse_constant=pytest.fail)
+    assert document == json.loads(paths[1].read_text())
+    for row, full in zip(printed["packed"], document["packed"], strict=True):
+        sample = full.pop("sample")
+        assert row == full
+        assert sum(sample["curve_counts"]) == sample["groups"] == 16
+        assert sum(sample["code_counts"]) == sum(sample["weights_before"]) == 512
+        assert row["mse_ratio"] == pytest.approx(1)
+    page = paths[2].read_text(encoding="utf-8")
+    assert page.startswith("<!DOCTYPE html>")
+    assert f'<dd id="snr">{printed["total"]["snr_db"]:.2f} dB' in page
+
+
+def test_reports_that_cannot_be_written_are_refused_first(
+    model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for path, problem in [
+        (tmp_path / "no" / "r.json", f"there is no folder {tmp_path / 'no'}"),
+        (tmp_path / "r.html", "is a folder, expected a file name"),
+    ]:
+        (tmp_path / "r.html").mkdir(exist_ok=True)
+        message = failing(capsys, "convert", model, tmp_path / "out", "--report", path)
+        assert message == f"{path}: {problem}"
+        assert not (tmp_path / "out").exists()
+
+
+def test_verify(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out, alone = tmp_path / "out", tmp_path / "alone.safetensors"
+    assert cli.main(["convert", str(folder), str(out), "--method", "grid", "--json"]) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert cli.main(["convert", str(folder), str(alone), "--method", "grid", "--single-file"]) == 0
+    capsys.readouterr()
+    for converted in (out, alone):
+        assert cli.main(["verify", str(folder), str(converted), "--json"]) == 0
+        found = json.loads(capsys.readouterr().out)
+        by_name = {row["name"]: row for row in found["packed"]}
+        for row in report["packed"]:
+            for key in ("snr_db", "mse_ratio", "max_abs_error", "bytes"):
+                assert by_name[row["name"]][key] == pytest.approx(row[key], rel=1e-6), key
+        assert sorted(found["equal"]) == ["norm.0", "norm.1"]
+        assert found["below_min_snr"] == []
+
+    worst = min(row["snr_db"] for row in report["packed"])
+    assert cli.main(["verify", str(folder), str(out), "--min-snr", f"{worst - 0.01}"]) == 0
+    shown = capsys.readouterr()
+    assert shown.err == ""
+    assert shown.out.splitlines()[0].split()[:2] == ["tensor", "shape"]
+    assert cli.main(["verify", str(folder), str(out), "--min-snr", f"{worst + 0.001}"]) == 1
+    assert "1 tensor below" in the_error(capsys.readouterr().err)
+
+
+def test_verify_of_another_model(
+    model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main(["convert", str(model), f"{model}.out", "--method", "grid"]) == 0
+    tensors = load_file(model)
+    save_file({**tensors, "layer.bias": tensors["layer.bias"] + 1}, tmp_path / "other")
+    capsys.readouterr()
+    assert cli.main(["verify", str(tmp_path / "other"), f"{model}.out"]) == 1
+    shown = capsys.readouterr()
+    assert "tensors that are not packed: 1 different, 0 missing, 0 added" in the_error(shown.err)
+    assert "different values\nlayer.bias\n" in shown.out
+
+
+def test_inspect_and_restore_a_folder(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out, back = tmp_path / "out", tmp_path / "back"
+    assert cli.main(["convert", str(folder), str(out), "--method", "grid"]) == 0
+    assert cli.main(["inspect", str(out)]) == 0
+    assert "6 tensors, 4 packed" in capsys.readouterr().out
+    assert cli.main(["restore", str(out), str(back)]) == 0
+    for name in ("model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"):
+        before, after = load_file(folder / name), load_file(back / name)
+        assert {k: (v.shape, v.dtype) for k, v in before.items()} == {
+            k: (v.shape, v.dtype) for k, v in after.items()
+        }
+
+
+def test_an_interrupted_run_says_how_to_go_on(
+    folder: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    out = tmp_path / "out"
+    command = ["convert", str(folder), str(out), "--method", "grid", "--resume"]
+    second = folder / "model-00002-of-00002.safetensors"
+    whole = second.read_bytes()
+    stamps = second.stat().st_atime_ns, second.stat().st_mtime_ns
+    second.write_bytes(whole[:-600] + np.full(150, np.nan, np.float32).tobytes())
+    os.utime(second, ns=stamps)
+    assert cli.main(command) == 1
+    first, error = capsys.readouterr().err.splitlines()
+    assert first == "q43nl-numba: 1 of 2 files are done; --resume continues"
+    assert "cannot be quantized" in error
+    assert not out.exists()
+    second.write_bytes(whole)
+    os.utime(second, ns=stamps)
+    assert cli.main(command) == 0
+    assert cli.main(["verify", str(folder), str(out)]) == 0
 
 
 def test_json_has_no_infinity(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -651,12 +821,11 @@ def test_how_a_run_ends(
     monkeypatch: pytest.MonkeyPatch,
     capfd: pytest.CaptureFixture[str],
 ) -> None:
-    def inspect(source: str) -> None:
+    def work() -> int:
         raise raised
 
-    monkeypatch.setattr(convert_package, "inspect", inspect)
     monkeypatch.setattr(_process, "_forget_stdout", lambda: None)  # pytest needs it
-    assert cli.main(["inspect", "file"]) == code
+    assert _process.run(work) == code
     assert capfd.readouterr().err == ("" if line is None else f"q43nl-numba: {line}\n")
 
 

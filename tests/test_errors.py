@@ -1,6 +1,7 @@
 """Every refusal names the argument, what was found and what is allowed, and writes nothing."""
 
 import re
+from fractions import Fraction
 
 import numpy as np
 import oracle
@@ -420,3 +421,107 @@ def test_what_is_not_finite_is_found_in_every_portion(method, threads):
         with pytest.raises(ValueError, match=f"tensor must be finite.*flat index {place}"):
             q43nl(tensor, method, num_threads=threads)
         tensor[place] = 1
+
+
+# --- outputs and inputs of other classes -----------------------------------------------------
+
+
+class Stubborn(np.ndarray):
+    """A subclass that answers every question about its shape in its own way."""
+
+    def reshape(self, *shape, **options):
+        return self
+
+    def __getitem__(self, key):
+        return np.ndarray.__getitem__(self, slice(0, 1))
+
+
+@pytest.mark.parametrize("kind", [np.matrix, Stubborn, np.memmap])
+def test_outputs_of_other_classes(tmp_path, kind):
+    """A matrix stays two-dimensional when reshaped: kernels used to write past its end."""
+    packed = q43nl(np.linspace(-1, 1, 4096))
+    whole = np.zeros(4096 + 64, np.float32)  # what lies behind the output must stay
+    out = whole[:4096].view(kind) if kind is not np.memmap else mapped(tmp_path, 4096, "f4")
+    if kind is np.matrix:
+        assert out.ndim == 2
+    result = dequantize(packed, out=out)
+    assert result is out
+    np.testing.assert_array_equal(np.asarray(out).ravel(), dequantize(packed))
+    assert not whole[4096:].any()
+    target = np.zeros(packed.size + 19, np.uint8)
+    out = target[:-19].view(kind) if kind is not np.memmap else mapped(tmp_path, packed.size, "u1")
+    assert q43nl(np.linspace(-1, 1, 4096), out=out) is out
+    np.testing.assert_array_equal(np.asarray(out).ravel(), packed)
+    assert not target[-19:].any()
+
+
+def mapped(folder, size, dtype):
+    return np.memmap(folder / dtype, dtype=dtype, mode="w+", shape=(size,))
+
+
+def test_masked_outputs_are_refused_by_name():
+    out = np.ma.zeros(64, np.float32)
+    check(TypeError, ["out", "MaskedArray"], dequantize, PACKED, out=out)
+
+
+def test_outputs_at_odd_addresses():
+    odd = np.zeros(64 * 4 + 1, np.uint8)[1:].view(np.float32)
+    check(ValueError, ["out", "align"], dequantize, PACKED, out=odd)
+
+
+def test_inputs_of_other_classes():
+    """They are read as NumPy reads them."""
+    weights = np.linspace(-1, 1, 64).reshape(2, 32)
+    packed = q43nl(weights)
+    ones = np.ones((2, 32)).view(np.matrix)
+    np.testing.assert_array_equal(q43nl(weights.view(np.matrix), importance=ones), packed)
+    np.testing.assert_array_equal(dequantize(packed.view(np.matrix)), dequantize(packed))
+
+
+def test_inputs_at_odd_addresses():
+    odd = np.zeros(64 * 4 + 1, np.uint8)[1:].view(np.float32)
+    odd[:] = np.linspace(-1, 1, 64)
+    importance = np.abs(odd)
+    even = odd.copy()
+    importance_at_odd_address = np.zeros(64 * 4 + 1, np.uint8)[1:].view(np.float32)
+    importance_at_odd_address[:] = importance
+    np.testing.assert_array_equal(
+        q43nl(odd, importance=importance_at_odd_address), q43nl(even, importance=importance)
+    )
+
+
+# --- numbers out of bounds -------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "words"),
+    [
+        ({"gd_iterations": 2**62}, ValueError, ["gd_iterations", "10000"]),
+        ({"gd_iterations": 10_001}, ValueError, ["gd_iterations", "10000"]),
+        ({"gd_lr": Fraction(10**400)}, ValueError, ["gd_lr", "finite"]),
+        ({"gd_lr": 1e39}, ValueError, ["gd_lr", "finite"]),
+        ({"gd_lr": 10**400}, ValueError, ["gd_lr", "finite"]),
+        ({"eps_scale": 10**400}, ValueError, ["eps_scale", "finite"]),
+        ({"effort": np.array([5, 5])}, ValueError, ["effort", "optimal"]),
+        ({"codes": np.array(["full", "full"])}, ValueError, ["codes", "optimal"]),
+        ({"grid_size": np.array(255)}, ValueError, ["grid_size", "grid"]),
+        ({"effort": object()}, ValueError, ["effort", "optimal"]),
+    ],
+)
+def test_options_out_of_bounds(options, error, words):
+    check(error, words, q43nl, WEIGHTS, **options)
+
+
+@pytest.mark.parametrize("error", [AttributeError, KeyError, ZeroDivisionError, BufferError])
+@pytest.mark.parametrize("protocol", ["__dlpack__", "__array__"])
+def test_what_a_foreign_array_raises(error, protocol):
+    def fail(self, *_, **__):
+        raise error("inside")
+
+    foreign = type("Foreign", (), {protocol: fail, "__dlpack_device__": lambda self: (1, 0)})()
+    for name, call in [
+        ("tensor", lambda: q43nl(foreign)),
+        ("importance", lambda: q43nl(WEIGHTS, importance=foreign)),
+    ]:
+        with pytest.raises(TypeError, match=name):
+            call()

@@ -9,10 +9,10 @@ from q43nl_numba import METHODS, q43nl
 from q43nl_numba.methods import TABLE
 
 every_method = pytest.mark.parametrize("method", METHODS)
-FREE = [name for name in METHODS if TABLE[name].free]
+JOINT = [name for name in METHODS if TABLE[name].joint]
 
 # The largest weighted error, in units of what the same method has without being told.
-GAIN = {method: 0.93 if method in FREE else 0.985 for method in METHODS}
+GAIN = {method: 0.93 if method in JOINT else 0.985 for method in METHODS}
 
 
 @every_method
@@ -66,7 +66,7 @@ def test_quality_under_importance(rng, method, name):
     reference = oracle.errors(weights, q43nl(weights, "grid", importance=importance), importance)
     found = oracle.errors(weights, q43nl(weights, method, importance=importance), importance)
     assert found.sum() <= (1.02 if method == "predictor" else 1.004) * reference.sum()
-    if method in FREE:
+    if method in JOINT:
         assert np.all(found <= reference * (1 + 1e-9))
 
 
@@ -95,7 +95,7 @@ def test_importance_of_columns_in_pieces(method):
     assert np.array_equal(q43nl(weights, method, importance=importance, num_threads=1), packed)
 
 
-@pytest.mark.parametrize("method", FREE)
+@pytest.mark.parametrize("method", JOINT)
 def test_weights_without_importance_do_not_count(method):
     weights = samples.draw("normal", 8)
     spoiled = weights.copy()

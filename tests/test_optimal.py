@@ -7,12 +7,13 @@ import pytest
 import samples
 
 from q43nl_numba import dequantize, q43nl
-from q43nl_numba.encode_free import FARTHEST
-from q43nl_numba.methods import optimal
-from q43nl_numba.tile import LANES
+from q43nl_numba.kernels.joint import LARGEST_STORABLE
+from q43nl_numba.methods import exact
+from q43nl_numba.methods.optimal import refinement
+from q43nl_numba.kernels.tile import LANES
 
-FREE = ("optimal", "exact")
-every_free = pytest.mark.parametrize("method", FREE)
+JOINT = ("optimal", "exact")
+every_free = pytest.mark.parametrize("method", JOINT)
 both_codes = pytest.mark.parametrize("codes", ["full", "symmetric"])
 
 EFFORTS = range(1, 10)
@@ -58,9 +59,9 @@ def test_exact_is_what_a_blunt_search_finds(rng, codes, magnitude):
     weights = (magnitude * rng.standard_normal((3, 32))).astype(np.float32)
     packed = q43nl(weights, "exact", codes=codes)
     # Every weight is nearest to 0 at scales above 98 times the largest.
-    halves = range(1, int(99 * np.abs(weights).max() * 2**24) + 2)
-    halves = [half for half in halves if half < 0x0800]
-    optimum = [oracle.blunt_optimum(group, halves, full=codes == "full") for group in weights]
+    scale_bits = range(1, int(99 * np.abs(weights).max() * 2**24) + 2)
+    scale_bits = [half for half in scale_bits if half < 0x0800]
+    optimum = [oracle.blunt_optimum(group, scale_bits, full=codes == "full") for group in weights]
     assert_optimal(weights, packed, optimum)
 
 
@@ -120,24 +121,36 @@ def test_a_few_weights_among_zeros(rng, effort):
 
 
 @numba.njit
-def keep_compiled(score, halves, curves, kept_scores, kept_halves, kept_curves):
-    optimal.keep(score, halves, curves, kept_scores, kept_halves, kept_curves)
+def keep_compiled(score, scale_bits, curves, kept_scores, kept_scale_bits, kept_curves):
+    refinement.keep_best_pairs(score, scale_bits, curves, kept_scores, kept_scale_bits, kept_curves)
 
 
 @pytest.mark.parametrize("places", [1, 2, 3, 9])
 def test_kept_candidates_stay_whole(rng, places):
     """The best ones, sorted, each with its own scale and curve, whatever the compiler does."""
     kept_scores = np.full((places, LANES), -1, np.float32)
-    kept_halves = np.zeros((places, LANES), np.uint32)
+    kept_scale_bits = np.zeros((places, LANES), np.uint32)
     kept_curves = np.zeros((places, LANES), np.int32)
     scores = rng.random((12, LANES)).astype(np.float32)
     for row in scores:
-        halves, curves = (row * 2**15).astype(np.uint32), (row * 2**20).astype(np.int32)
-        keep_compiled(row.copy(), halves, curves, kept_scores, kept_halves, kept_curves)
+        scale_bits, curves = (row * 2**15).astype(np.uint32), (row * 2**20).astype(np.int32)
+        keep_compiled(row.copy(), scale_bits, curves, kept_scores, kept_scale_bits, kept_curves)
     best = np.sort(scores, axis=0)[::-1][:places]
     np.testing.assert_array_equal(kept_scores, best)
-    np.testing.assert_array_equal(kept_halves, (best * 2**15).astype(np.uint32))
+    np.testing.assert_array_equal(kept_scale_bits, (best * 2**15).astype(np.uint32))
     np.testing.assert_array_equal(kept_curves, (best * 2**20).astype(np.int32))
+
+
+def test_the_work_of_exact_is_bounded(monkeypatch):
+    """This importance used to take 3.5 s for a single group; boxes are counted, not seconds."""
+    weights = np.random.default_rng(0).standard_normal(32).astype(np.float32)
+    importance = np.full(32, 4e-12, np.float32)
+    importance[np.argmax(np.abs(weights))] = 1e-40
+    one_more = exact.MOST_BOXES + exact.BOXES
+    assert 90e-9 * one_more < 0.1  # nanoseconds that a box takes
+    packed = q43nl(weights, "exact", importance=importance)
+    found = oracle.errors(weights, packed, importance)
+    assert found <= oracle.errors(weights, q43nl(weights, "grid", importance=importance), importance)
 
 
 def test_gain_over_grid(normal):
@@ -227,7 +240,7 @@ def test_beyond_the_largest_scale(rng, method, sign):
     weights[1] = rng.uniform(-60000, 60000, 32)
     weights[1, 3] = sign * 84000
     weights[2, 1:] = sign * rng.uniform(0, 70000, 31)
-    weights[3, :] = sign * np.float32(FARTHEST)
+    weights[3, :] = sign * np.float32(LARGEST_STORABLE)
     packed = q43nl(weights, method)
     decoded = dequantize(packed, weights.shape)
     assert np.all(np.isfinite(decoded))
@@ -237,7 +250,7 @@ def test_beyond_the_largest_scale(rng, method, sign):
 
 @every_free
 def test_beyond_every_level(method):
-    outside = np.nextafter(np.float32(FARTHEST), np.float32(np.inf))
+    outside = np.nextafter(np.float32(LARGEST_STORABLE), np.float32(np.inf))
     one = np.ones(64, np.float32)
     for place, value in ((40, outside), (41, -outside), (63, 3e38)):
         tensor = one.copy()

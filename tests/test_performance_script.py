@@ -99,6 +99,17 @@ def test_speed_table(no_peers, weights):
     assert table[-1][1:6] == ["32", "0", "exact", "-", "-"]  # a copy encodes nothing
 
 
+def test_the_short_table_has_the_figures_of_the_long_one():
+    labels = {label for *_, chosen in performance.CHOICES for label in chosen}
+    mine = {contenders.package_contender(variant).label for variant in VARIANTS}
+    assert labels <= mine
+    rows = [measuring.Row("`grid`", 4.75, 0.5, 20.0, {2: 1.0}, {})]
+    rows += [measuring.Row(label, 4.75, 0.4, 21.0, {2: 123.4}, {}) for label in sorted(labels)]
+    table = cells(performance.choice_table(rows, 2))
+    assert [line[2] for line in table[1:]] == ["0.80", "0.80", "0.80 to 0.80"]
+    assert [line[3] for line in table[1:]] == ["123", "123", "123 to 123"]
+
+
 def test_a_contender_that_chooses_its_threads_is_timed_once(weights):
     alone = contenders.Contender(
         "alone",
@@ -151,18 +162,19 @@ def test_without_sound_markers_nothing_is_replaced(tmp_path, spoil):
 
 def test_the_readme_has_the_markers():
     text = (TOP / "README.md").read_text(encoding="utf-8")
-    sections = dict.fromkeys(("performance", "costs", "generations", "model"), "x")
+    sections = dict.fromkeys(("choice", "performance", "costs", "generations", "model"), "x")
     assert readme.replace(text, sections) != text
 
 
 def test_the_whole_script(no_peers, tmp_path, capsys, monkeypatch):
     path = tmp_path / "README.md"
-    path.write_text(marked(performance="", costs="", generations=""))
+    path.write_text(marked(choice="", performance="", costs="", generations=""))
     monkeypatch.setattr(performance, "costs_table", lambda: "| costs |")
     monkeypatch.setattr(performance, "generations_table", lambda: "| generations |")
     performance.main(["--size", str(ROW), "--repeat", "1", "--update", str(path)])
     text = path.read_text()
     assert "4,096 normal weights" in text
+    assert "| good results at once | `gradient`, the default |" in text
     assert "| costs |" in text
     assert "| generations |" in text
     for part in performance.speed_table([], [1]).splitlines()[0].split("|")[1:4]:

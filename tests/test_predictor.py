@@ -8,7 +8,8 @@ import pytest
 import samples
 
 from q43nl_numba import q43nl
-from q43nl_numba._jit import Kernel, prange
+from q43nl_numba._jit import prange
+from q43nl_numba._kernel import Kernel
 from q43nl_numba.methods import predictor
 from q43nl_numba.methods.predictor import network, train
 

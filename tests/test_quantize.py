@@ -9,7 +9,7 @@ import pytest
 import samples
 
 from q43nl_numba import GROUP_DTYPE, METHODS, dequantize, q43nl, quality
-from q43nl_numba.methods.gradient import hints
+from q43nl_numba.methods.statistics import group_statistics as hints
 
 CLASSIC = ("grid", "coarse_fine", "gradient")
 # Every method at its defaults, and the gradient method at its other settings.

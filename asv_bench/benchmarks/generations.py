@@ -24,8 +24,8 @@ from .quality import finite
 
 try:
     from q43nl_numba._jit import helper
-    from q43nl_numba.curve import NEAREST_LEVEL, curve_of_c, judge, new_trial
-    from q43nl_numba.encode_curve import curve_encoder
+    from q43nl_numba.kernels.curve import NEAREST_LEVEL, curve_of_c, evaluate, new_trial
+    from q43nl_numba.kernels.curve_search import curve_encoder
 except ImportError:
     curve_encoder = None
 
@@ -34,7 +34,6 @@ except ImportError:
 
 
 SIZE = 8_192 * 32
-NO_HINTS = np.zeros((0, 0), np.float32)
 NO_PARAMETERS = np.zeros(0)
 EPS_SCALE = 1e-6
 CALLS = 3
@@ -51,7 +50,7 @@ def errors_at(magnitudes, importance, trial, c):
     """Error of each lane's group at the curve next to its c."""
     for lane in range(c.size):
         trial.curves[lane] = curve_of_c(c[lane])
-    judge(magnitudes, importance, trial)
+    evaluate(magnitudes, importance, trial)
     return trial.errors.copy()
 
 
@@ -86,7 +85,7 @@ def central_slope(magnitudes, importance, trial, c):
 
 
 @helper
-def original(magnitudes, importance, scales, hints, parameters, curves):
+def original(magnitudes, importance, scales, statistics, parameters, curves):
     trial = new_trial(curves.size)
     least = np.full(curves.size, np.inf, np.float32)
     for c in starts(1, curves.size):
@@ -99,7 +98,7 @@ def original(magnitudes, importance, scales, hints, parameters, curves):
 
 
 @helper
-def v1(magnitudes, importance, scales, hints, parameters, curves):
+def v1(magnitudes, importance, scales, statistics, parameters, curves):
     trial = new_trial(curves.size)
     least = np.full(curves.size, np.inf, np.float32)
     for c in starts(4, curves.size):
@@ -115,7 +114,7 @@ def v1(magnitudes, importance, scales, hints, parameters, curves):
 
 
 @helper
-def v2(magnitudes, importance, scales, hints, parameters, curves):
+def v2(magnitudes, importance, scales, statistics, parameters, curves):
     trial = new_trial(curves.size)
     least = np.full(curves.size, np.inf, np.float32)
     for c in starts(8, curves.size):
@@ -131,7 +130,7 @@ def v2(magnitudes, importance, scales, hints, parameters, curves):
 
 
 @helper
-def v3(magnitudes, importance, scales, hints, parameters, curves):
+def v3(magnitudes, importance, scales, statistics, parameters, curves):
     trial = new_trial(curves.size)
     least = np.full(curves.size, np.inf, np.float32)
     for c in starts(12, curves.size):
@@ -169,7 +168,7 @@ def encoder(generation):
 
     def quantize(weights):
         packed = np.empty(weights.size // 32 * 19, np.uint8)
-        encode(weights, None, NO_HINTS, NO_PARAMETERS, EPS_SCALE, packed, num_threads=1)
+        encode(weights, None, None, NO_PARAMETERS, EPS_SCALE, packed, num_threads=1)
         return packed
 
     return quantize

@@ -24,6 +24,13 @@ DEFAULT_SIZE = 16_777_216
 DEFAULT_REPEAT = 5
 NOTHING = "-"
 
+#: What a reader wants, the method for it, and the variants whose figures stand beside it.
+CHOICES = (
+    ("good results at once", "`gradient`, the default", ["`gradient` 5, 0.3"]),
+    ("the least time", "`predictor`", ["`predictor`"]),
+    ("the least error", "`optimal`, `effort` 1 to 9", ["`optimal` 1", "`optimal` 9"]),
+)
+
 
 def speed_table(rows: Sequence[Row], threads: Sequence[int]) -> str:
     """Error and speed of every contender; MSE ratios are to the first row, which is `grid`."""
@@ -40,6 +47,19 @@ def speed_table(rows: Sequence[Row], threads: Sequence[int]) -> str:
         for row in rows
     ]
     return markdown([heading, *lines])
+
+
+def choice_table(rows: Sequence[Row], threads: int) -> str:
+    """The README's first table: three methods, from the same figures as the long one."""
+    found = {row.label: row for row in rows}
+    lines = [
+        ["you want", "method", "MSE ratio", f"million weights a second, {threads_word(threads)}"]
+    ]
+    for want, method, labels in CHOICES:
+        ratios = [f"{found[label].mse / rows[0].mse:.2f}" for label in labels]
+        speeds = [speed(found[label].quantize, threads) for label in labels]
+        lines.append([want, method, " to ".join(ratios), " to ".join(speeds)])
+    return markdown(lines)
 
 
 def model_table(rows: Sequence[Row], conversions: Sequence[Command]) -> str:
@@ -84,12 +104,16 @@ def speed(by_threads: Mapping[int, float], threads: int) -> str:
     return f"{found:.0f}" if found >= 100 else f"{found:.1f}"
 
 
-def speed_section(found: Sequence[Contender], size: int, repeat: int) -> str:
+def speed_sections(found: Sequence[Contender], size: int, repeat: int) -> dict[str, str]:
+    """The short and the long table of error and speed."""
     weights = draw("normal", size).reshape(-1, ROW)
     threads = sorted({1, most_threads()}, reverse=True)
     rows = measure([*found, copy_contender()], weights, threads, repeat)
     note = f"{size:,} normal weights, in million weights a second, best of {repeat} ({facts()}):"
-    return f"{note}\n\n{speed_table(rows, threads)}"
+    return {
+        "choice": choice_table(rows, threads[0]),
+        "performance": f"{note}\n\n{speed_table(rows, threads)}",
+    }
 
 
 def model_section(found: Sequence[Contender], model: Path) -> str:
@@ -131,12 +155,12 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     args = parse(arguments)
-    sections = dict.fromkeys(["performance", "costs", "generations"], "")
+    sections = dict.fromkeys(["choice", "performance", "costs", "generations"], "")
     sections |= {"model": ""} if args.model else {}
     if args.update:  # before the minutes of measuring
         replace(args.update.read_text(encoding="utf-8"), sections)
     found = contenders()
-    sections["performance"] = speed_section(found, args.size, args.repeat)
+    sections |= speed_sections(found, args.size, args.repeat)
     sections["costs"] = costs_table()
     sections["generations"] = generations_table()
     if args.model:

@@ -42,7 +42,7 @@ def declare_compare(parser: argparse.ArgumentParser) -> None:
         nargs="?",
         metavar="FILE",
         help="weights to compare on: an array (.npy) or the floating matrices of a model "
-        "(safetensors), whatever the file's name; without it, synthetic weights",
+        "(safetensors file, folder, GGUF); without it, synthetic weights",
     )
     source.add_argument(
         "--distribution",
@@ -112,7 +112,7 @@ def _variant_name(text: str) -> str:
     try:
         return check_variant_name(text)
     except ValueError as error:
-        swallowed = Path(text).is_file()  # --methods takes all it gets
+        swallowed = Path(text).exists()  # --methods takes all it gets
         hint = "; FILE goes before --methods" if swallowed else ""
         raise argparse.ArgumentTypeError(f"{error}{hint}") from None
 

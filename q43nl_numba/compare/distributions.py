@@ -14,56 +14,57 @@ Distribution: TypeAlias = Callable[[np.random.Generator, int], Weights]
 
 
 def _normal(rng: np.random.Generator, size: int) -> Weights:
-    """N(0, 1): what most trained layers look like, their magnitude aside."""
+    """Return N(0, 1): what most trained layers look like, their magnitude aside."""
     return rng.standard_normal(size)
 
 
 def _normal_llm(rng: np.random.Generator, size: int) -> Weights:
-    """N(0, 0.02): the magnitude that language models are initialized with."""
+    """Return N(0, 0.02): the magnitude that language models are initialized with."""
     return rng.normal(0.0, 0.02, size)
 
 
 def _uniform(rng: np.random.Generator, size: int) -> Weights:
-    """Evenly spread over [-1, 1)."""
+    """Return weights that are evenly spread over [-1, 1)."""
     return rng.uniform(-1.0, 1.0, size)
 
 
 def _laplace(rng: np.random.Generator, size: int) -> Weights:
-    """Laplace(1): a sharper peak and heavier tails than normal."""
+    """Return Laplace(1): a sharper peak and heavier tails than normal."""
     return rng.laplace(0.0, 1.0, size)
 
 
 def _student_t(rng: np.random.Generator, size: int) -> Weights:
-    """Student's t with 4 degrees of freedom: heavy tails, a fourth moment that is infinite."""
+    """Return Student's t, 4 degrees of freedom: heavy tails, an infinite fourth moment."""
     return rng.standard_t(4, size)
 
 
 def _lognormal(rng: np.random.Generator, size: int) -> Weights:
-    """Log-normal magnitudes with random signs: most weights tiny, some large."""
+    """Return log-normal magnitudes with random signs: most weights tiny, some large."""
     return rng.lognormal(0.0, 1.0, size) * _signs(rng, size)
 
 
 def _bimodal(rng: np.random.Generator, size: int) -> Weights:
-    """Two narrow peaks at -1 and +1, next to nothing around zero."""
+    """Return two narrow peaks at -1 and +1, with next to nothing around zero."""
     return _signs(rng, size) + rng.normal(0.0, 0.1, size)
 
 
 def _sparse(rng: np.random.Generator, size: int) -> Weights:
-    """Nine weights in ten are exactly zero, the tenth is normal."""
+    """Return weights of which nine in ten are exactly zero, the tenth is normal."""
     return rng.standard_normal(size) * (rng.random(size) < 0.1)
 
 
 def _outliers(rng: np.random.Generator, size: int) -> Weights:
-    """Normal, with one weight in a hundred twenty times as large."""
+    """Return normal weights, one in a hundred twenty times as large."""
     return rng.standard_normal(size) * (1.0 + 19.0 * (rng.random(size) < 0.01))
 
 
 def _constant(rng: np.random.Generator, size: int) -> Weights:
-    """One random value in (0, 1], everywhere: every weight is its group's maximum."""
+    """Return one random value in (0, 1], everywhere: every weight is its group's maximum."""
     return np.full(size, 1.0 - rng.random())
 
 
 def _signs(rng: np.random.Generator, size: int) -> Weights:
+    """Return random signs."""
     return rng.integers(2, size=size) * 2.0 - 1.0
 
 

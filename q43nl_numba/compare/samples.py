@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
 
 from q43nl_numba import GROUP_SIZE
-from q43nl_numba.layout import MAX_SCALE
-from q43nl_numba.quantize import is_too_large
+from q43nl_numba._layout import MAX_SCALE
+from q43nl_numba._quantize import is_too_large
+
+if TYPE_CHECKING:
+    from q43nl_numba.convert.tensors import Tensor
 
 DEFAULT_FILE_SIZE = 1_048_576
 
@@ -49,8 +50,9 @@ def read_sample(
     Parameters
     ----------
     path : str or Path
-        A NumPy array file (.npy) of real numbers, or a safetensors file, of which all floating
-        matrices (2-D and up) whose last dimension is a multiple of 32 count as one.
+        A NumPy array file (.npy) of real numbers, or a model as `q43nl_numba.convert` takes it
+        (safetensors file, folder, GGUF file), of which all floating matrices (2-D and up) whose
+        last dimension is a multiple of 32 count as one.
     size : int, default 1,048,576
         The most weights to take, at least 32.
     largest : float, default 65504
@@ -72,10 +74,16 @@ def read_sample(
     path = Path(path)
     if size < GROUP_SIZE:
         raise ValueError(f"size must be at least one group of {GROUP_SIZE}, found {size}")
-    with path.open("rb") as file:
-        start = file.read(len(_NPY_MAGIC))
-    read = _read_npy if start == _NPY_MAGIC else _read_safetensors
+    read = _read_npy if _is_npy(path) else _read_model
     return read(path, size // GROUP_SIZE, largest)
+
+
+def _is_npy(path: Path) -> bool:
+    """Return whether a file is an array of NumPy."""
+    if path.is_dir():
+        return False
+    with path.open("rb") as file:
+        return file.read(len(_NPY_MAGIC)) == _NPY_MAGIC
 
 
 def _read_npy(path: Path, most_groups: int, largest: float) -> Sample:
@@ -95,55 +103,49 @@ def _read_npy(path: Path, most_groups: int, largest: float) -> Sample:
     return Sample(str(path), _checked(picked, str(path), largest), array.size)
 
 
-def _read_safetensors(path: Path, most_groups: int, largest: float) -> Sample:
-    """Read a sample of a model file."""
-    try:
-        import ml_dtypes  # noqa: F401  (safetensors hands out bfloat16 through it)
-        from safetensors import SafetensorError, safe_open
-    except ImportError as error:
-        raise ImportError(
-            f'{path}: reading .safetensors needs {error.name}: pip install ".[convert]"'
-        ) from error
-    try:
-        with safe_open(path, framework="numpy") as tensors:
-            return _sample_tensors(path, tensors, most_groups, largest)
-    except SafetensorError as error:
-        raise ValueError(
-            f"{path}: must be a NumPy array (.npy) or a sound safetensors file, found: {error}"
-        ) from error
+def _read_model(path: Path, most_groups: int, largest: float) -> Sample:
+    """Read a sample of a model: groups taken evenly over all matrices, a piece at a time."""
+    from q43nl_numba.convert.model import open_model  # the convert extra is needed for models only
 
-
-def _sample_tensors(path: Path, tensors: Any, most_groups: int, largest: float) -> Sample:
-    """Take groups evenly over all matrices, one tensor in memory at a time."""
-    sizes = dict(_matrix_groups(tensors))
-    total = sum(sizes.values())
+    matrices = [tensor for tensor in open_model(path).tensors.values() if _is_matrix(tensor)]
+    total = sum(tensor.size for tensor in matrices) // GROUP_SIZE
     if total == 0:
         raise ValueError(
             f"{path}: no floating matrix whose last dimension is a multiple of {GROUP_SIZE}"
         )
     wanted = _spread(total, most_groups)
     parts, start = [], 0
-    for name, groups in sizes.items():
-        inside = wanted[(wanted >= start) & (wanted < start + groups)] - start
+    for tensor in sorted(matrices, key=lambda tensor: tensor.name):
+        stop = start + tensor.size // GROUP_SIZE
+        inside = wanted[(wanted >= start) & (wanted < stop)] - start
         if inside.size:
-            tensor = tensors.get_tensor(name).reshape(-1, GROUP_SIZE)
-            parts.append(_checked(tensor[inside], f"{path}: tensor {name!r}", largest))
-        start += groups
+            where = f"{tensor.files[0].path}: tensor {tensor.name!r}"
+            parts.append(_checked(_groups(tensor, inside), where, largest))
+        start = stop
     return Sample(str(path), np.concatenate(parts), total * GROUP_SIZE)
 
 
-def _matrix_groups(tensors: Any) -> Iterator[tuple[str, int]]:
-    """Every tensor worth quantizing, with its number of groups."""
-    for name in sorted(tensors.keys()):
-        header = tensors.get_slice(name)
-        shape = header.get_shape()
-        floating = header.get_dtype() in ("F64", "F32", "F16", "BF16")
-        if floating and len(shape) >= 2 and shape[-1] % GROUP_SIZE == 0:
-            yield name, math.prod(shape) // GROUP_SIZE
+def _is_matrix(tensor: Tensor) -> bool:
+    """Return whether `q43nl_numba.convert` would pack a tensor."""
+    floating = tensor.dtype in ("F64", "F32", "F16", "BF16")
+    return floating and len(tensor.shape) >= 2 and tensor.shape[-1] % GROUP_SIZE == 0
+
+
+def _groups(tensor: Tensor, indices: NDArray[np.int64]) -> NDArray[np.float32]:
+    """Return some groups of a tensor."""
+    from q43nl_numba.convert.tensors import piece_bounds
+
+    parts = []
+    for start, stop in piece_bounds(tensor.shape):
+        first, last = start // GROUP_SIZE, stop // GROUP_SIZE
+        inside = indices[(indices >= first) & (indices < last)] - first
+        if inside.size:
+            parts.append(tensor.floats(start, stop).reshape(-1, GROUP_SIZE)[inside])
+    return np.concatenate(parts)
 
 
 def _spread(available: int, most: int) -> NDArray[np.int64]:
-    """Indices of at most `most` of the available groups, evenly spaced, the first included."""
+    """Return indices of at most `most` of the groups, evenly spaced, the first included."""
     count = min(available, most)
     return np.arange(count, dtype=np.int64) * available // count
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from q43nl_numba import METHODS
-from q43nl_numba.quantize import farthest_weight
+from q43nl_numba._quantize import largest_storable_weight
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ class Variant:
         >>> Variant("grid").largest_storable
         65504.0
         """
-        return farthest_weight(self.method, **self.parameters)
+        return largest_storable_weight(self.method, **self.parameters)
 
 
 #: The settings worth comparing of a method that has several; any other method is compared at its

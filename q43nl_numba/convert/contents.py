@@ -134,6 +134,7 @@ class FileContents:
         ]
 
     def _totals(self) -> str:
+        """Return the line of the totals."""
         weights = sum(math.prod(tensor.shape) for tensor in self.tensors)
         packed = sum(tensor.curves is not None for tensor in self.tensors)
         bits = self.file_bytes * 8 / weights if weights else math.nan
@@ -231,6 +232,7 @@ def _tensor_document(tensor: TensorContents) -> dict[str, Any]:
 
 
 def _plain_cells(tensor: TensorContents) -> tuple[str, ...]:
+    """Return the cells that every tensor has."""
     return (
         printable(tensor.name),
         shape_text(tensor.shape),
@@ -241,6 +243,7 @@ def _plain_cells(tensor: TensorContents) -> tuple[str, ...]:
 
 
 def _curve_cells(curves: CurveDistribution | None, sparklines: bool) -> tuple[str, ...]:
+    """Return the cells about curves, empty for a tensor that is not packed."""
     if curves is None:
         return ("",) * (len(_CURVE_TITLES) + sparklines)
     zero_share = f"{curves.zero_groups / curves.groups:.1%}" if curves.groups else "-"
@@ -250,4 +253,5 @@ def _curve_cells(curves: CurveDistribution | None, sparklines: bool) -> tuple[st
 
 
 def _shortened(text: str) -> str:
+    """Return the begin of a long text."""
     return text if len(text) <= _LONGEST_METADATA else text[: _LONGEST_METADATA - 3] + "..."

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
-import shutil
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any, Final
 
 from q43nl_numba import __version__
 from q43nl_numba.convert.errors import ModelFileError
-from q43nl_numba.convert.folders import check_inside
+from q43nl_numba.convert.folders import check_inside, copy_files
 from q43nl_numba.convert.importance import ImportanceFile
 from q43nl_numba.convert.job import FilePlan, Step, WrittenFile
 from q43nl_numba.convert.judging import Figures
@@ -21,6 +21,7 @@ from q43nl_numba.convert.model import CONFIG_NAME, INDEX_NAME, Model, open_model
 from q43nl_numba.convert.output import check_output, whole_file
 from q43nl_numba.convert.packing import Pack
 from q43nl_numba.convert.plan import Decision, Wishes, check_not_empty, decide, kept_recipe
+from q43nl_numba.convert.progress import shown_progress
 from q43nl_numba.convert.record import Original, is_converted, metadata_with_record
 from q43nl_numba.convert.results import (
     ConvertPlan,
@@ -39,7 +40,7 @@ from q43nl_numba.convert.rules import (
     patterns,
     read_rules,
 )
-from q43nl_numba.convert.run import OnProgress, write_folder, write_one_file
+from q43nl_numba.convert.run import OnProgress, WriteFiles, write_folder, write_one_file
 from q43nl_numba.convert.shards import index_text, parse_size, shard_names, split_by_size
 from q43nl_numba.convert.tensors import ScaledTensor, SourceFile
 
@@ -64,6 +65,7 @@ def convert_model(
     allow_empty: bool = False,
     no_clobber: bool = False,
     resume: bool = False,
+    scheduler: str | None = None,
     progress: OnProgress | None = None,
     **options: Any,
 ) -> ConvertReport:
@@ -112,6 +114,9 @@ def convert_model(
     resume : bool
         Go on with an interrupted run that wrote the same folder, if there is one; the bytes are
         those of an uninterrupted run. It must have had the same input, arguments and version.
+    scheduler : str, optional
+        Address of a Dask scheduler, whose workers do the work. They must see the same files under
+        the same paths. The bytes are the same as without.
     progress : callable, optional
         Called with a `Progress` (bytes read, bytes to read, name of the tensor) after each piece.
     **options
@@ -157,11 +162,48 @@ def convert_model(
     {'b': ('float32', (4,)), 'w': ('uint8', (4, 38))}
     >>> folder.cleanup()
     """
+    if scheduler is not None:  # workers have another current folder
+        source, target = os.path.abspath(source), os.path.abspath(target)
+        importance = None if importance is None else os.path.abspath(importance)
+        rules = os.path.abspath(rules) if isinstance(rules, (str, os.PathLike)) else rules
     return planned(
         source, target, method, options, include=include, exclude=exclude, rules=rules,
         keep_dtype=keep_dtype, importance=importance, single_file=single_file,
         max_shard_size=max_shard_size, allow_empty=allow_empty, no_clobber=no_clobber,
-    ).run(no_clobber=no_clobber, resume=resume, progress=progress)  # fmt: skip
+    ).run(no_clobber=no_clobber, resume=resume, scheduler=scheduler, progress=progress)  # fmt: skip
+
+
+def convert(
+    source: Path,
+    destination: Path,
+    method: str = "gradient",
+    *,
+    progress: bool = False,
+    **arguments: Any,
+) -> ConvertReport:
+    """Quantize a model to Q43NL: `convert_model` with a progress bar.
+
+    Parameters
+    ----------
+    source, destination, method
+        As in `convert_model`.
+    progress : bool
+        Show a bar on stderr if that is a terminal, else a line now and then.
+    **arguments
+        Keyword arguments of `convert_model`.
+
+    Returns
+    -------
+    ConvertReport
+        What was packed, with its quality, what was kept and why, and the totals.
+
+    Raises
+    ------
+    OSError, ModelFileError, ValueError, TypeError, ModuleNotFoundError
+        As `convert_model` does.
+    """
+    with shown_progress(shown=progress) as callback:
+        return convert_model(source, destination, method, progress=callback, **arguments)
 
 
 def plan_model(
@@ -199,6 +241,18 @@ def plan_model(
     ).plan()  # fmt: skip
 
 
+@contextlib.contextmanager
+def _writer(scheduler: str | None) -> Iterator[WriteFiles | None]:
+    """Return what writes files on a cluster, or None without one."""
+    if scheduler is None:
+        yield None
+        return
+    from q43nl_numba.convert.cluster import Cluster
+
+    with Cluster(scheduler) as cluster:
+        yield cluster.write_files
+
+
 @dataclass(frozen=True)
 class Conversion:
     """A conversion that was planned: nothing but headers has been read."""
@@ -216,22 +270,36 @@ class Conversion:
     calibration: Mapping[str, Any]
 
     def run(
-        self, *, no_clobber: bool, resume: bool = False, progress: OnProgress | None = None
+        self,
+        *,
+        no_clobber: bool,
+        resume: bool = False,
+        scheduler: str | None = None,
+        progress: OnProgress | None = None,
     ) -> ConvertReport:
         """Do what was planned."""
         started = time.perf_counter()
-        if self.is_folder:
-            written = write_folder(
-                self.plans,
-                self.target,
-                self.description(),
-                self.finish,
-                resume=resume,
-                progress=progress,
-            )
-        else:
-            (plan,) = self.plans
-            written = (write_one_file(plan, self.target, no_clobber=no_clobber, progress=progress),)
+        with _writer(scheduler) as write_files:
+            if self.is_folder:
+                written = write_folder(
+                    self.plans,
+                    self.target,
+                    self.description(),
+                    self.finish,
+                    resume=resume,
+                    progress=progress,
+                    write_files=write_files,
+                )
+            else:
+                (plan,) = self.plans
+                file = write_one_file(
+                    plan,
+                    self.target,
+                    no_clobber=no_clobber,
+                    progress=progress,
+                    write_files=write_files,
+                )
+                written = (file,)
         return self.report(written, time.perf_counter() - started)
 
     def plan(self) -> ConvertPlan:
@@ -297,14 +365,9 @@ class Conversion:
         if text is not None:
             with whole_file(os.path.join(folder, INDEX_NAME)) as file:
                 file.write(text.encode())
-        for name in self._copied():
-            path = os.path.join(folder, *name.split("/"))
-            os.makedirs(os.path.dirname(path), exist_ok=True)
-            source = check_inside(self.model.path, name)
-            if name == CONFIG_NAME and self._has_merged_scales():
-                _write_config(source, path)
-            else:
-                shutil.copyfile(source, path)
+        copy_files(self.model.path, self._copied(), folder)
+        if CONFIG_NAME in self._copied() and self._has_merged_scales():
+            _remove_quantization(os.path.join(folder, CONFIG_NAME))
 
     def _index(self) -> str | None:
         """Return the text of the index, None where there is none."""
@@ -396,6 +459,9 @@ def planned(
     if not is_folder:
         for path in (*(file.file.path for file in model.files), *files.opened):
             check_output(path, target, no_clobber=no_clobber)
+    else:
+        for name in model.other_files:
+            check_inside(model.path, name)
     if not allow_empty:
         check_not_empty(model.path, decisions)
     made_by = {**_made_by(wishes), **calibration}
@@ -556,9 +622,9 @@ def _kept_tensor(decision: Decision, file: str) -> KeptTensor:
     )
 
 
-def _write_config(source: str, path: str) -> None:
-    """Write a model's configuration without the quantization that its weights no longer have."""
-    config = read_json(source)
-    config.pop(_QUANTIZATION_KEY, None)
-    with whole_file(path) as file:
-        file.write((json.dumps(config, indent=2) + "\n").encode())
+def _remove_quantization(path: str) -> None:
+    """Remove from a model's configuration the quantization that its weights no longer have."""
+    config = read_json(path)
+    if config.pop(_QUANTIZATION_KEY, None) is not None:
+        with whole_file(path) as file:
+            file.write((json.dumps(config, indent=2) + "\n").encode())

@@ -7,6 +7,7 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 
+from q43nl_numba.convert import buffers
 from q43nl_numba.convert.errors import optional_package
 
 #: The floating dtypes that can be quantized, cast and restored.
@@ -52,5 +53,9 @@ def numpy_dtype(dtype: str) -> np.dtype[Any]:
 
 def to_float32(values: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
     """Return floats as float32; what is beyond its range becomes infinite."""
+    if values.dtype == np.float32:
+        return values
+    floats = buffers.empty(values.size * 4).view(np.float32).reshape(values.shape)
     with np.errstate(over="ignore"):
-        return values.astype(np.float32, copy=False)
+        np.copyto(floats, values, casting="same_kind")
+    return floats

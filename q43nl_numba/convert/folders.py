@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import shutil
+from collections.abc import Iterable
 from typing import Final
 
 from q43nl_numba.convert.errors import ModelFileError
@@ -16,11 +18,6 @@ def list_files(folder: str) -> list[str]:
     """Return the names, relative to a folder, of its files and those in its folders.
 
     Names that begin with a dot are left out. Separators are ``/``.
-
-    Raises
-    ------
-    ModelFileError
-        If a symbolic link leads out of the folder.
     """
     found: list[str] = []
     _collect(folder, "", _DEEPEST, found)
@@ -48,6 +45,22 @@ def check_inside(folder: str, name: str, *, is_weights: bool = False) -> str:
     if not is_weights and not _is_inside(folder, path):
         raise ModelFileError(f"{path}: must lie in the folder, found a link to elsewhere")
     return path
+
+
+def copy_files(source: str, names: Iterable[str], target: str) -> None:
+    """Copy files from one folder to another.
+
+    Raises
+    ------
+    OSError
+        If a file cannot be read or written.
+    ModelFileError
+        If a symbolic link leads out of the source.
+    """
+    for name in names:
+        path = os.path.join(target, *name.split("/"))
+        os.makedirs(os.path.dirname(path), exist_ok=True)
+        shutil.copyfile(check_inside(source, name), path)
 
 
 def _collect(folder: str, below: str, depth: int, found: list[str]) -> None:

@@ -5,8 +5,9 @@ bytes piece by piece. A `FilePlan` is one output file: its steps and its metadat
 writes it whole or not at all. While one piece is made, the next ones are read and the one before
 is written, each in a thread of its own.
 
-Recipes and plans hold no open files and can be pickled: one file is one independent job, which
-another process can run as well.
+Recipes and plans hold no open files and can be pickled. A `Part` is a share of a file's bytes:
+other processes, on other machines too, write parts with `write_part`, and `join_parts` makes the
+file of them.
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ from q43nl_numba.convert.tensors import StoredTensor, Tensor, piece_bounds, rang
 
 _READ_AHEAD: Final = 3
 _WRITE_BEHIND: Final = 3
+_BLOCK: Final = 1 << 22
 
 #: Where a piece of a tensor begins and ends, in the recipe's own units.
 Piece: TypeAlias = tuple[int, int]
@@ -68,7 +70,11 @@ class Recipe(ABC):
 
     @abstractmethod
     def maker(self) -> Maker:
-        """Return a new maker, for the pieces of one run."""
+        """Return a new maker, for consecutive pieces."""
+
+    def merged(self, findings: Sequence[Any]) -> Any:
+        """Return what was found about the tensor, from what several makers found about parts."""
+        return findings[0] if findings else None
 
 
 @dataclass(frozen=True)
@@ -122,6 +128,33 @@ class FilePlan:
 
 
 @dataclass(frozen=True)
+class Share:
+    """Consecutive pieces of one step, from number `first` to before `last`."""
+
+    step: Step
+    first: int
+    last: int
+
+    @property
+    def source_bytes(self) -> int:
+        """Number of bytes that are read for them."""
+        count = len(self.step.recipe.pieces())
+        return _cost(self.step.recipe, self.first, self.last, count)
+
+
+@dataclass(frozen=True)
+class Part:
+    """Consecutive bytes of a file: shares of its steps, in the order of the data."""
+
+    shares: tuple[Share, ...]
+
+    @property
+    def source_bytes(self) -> int:
+        """Number of bytes that are read for it."""
+        return sum(share.source_bytes for share in self.shares)
+
+
+@dataclass(frozen=True)
 class Progress:
     """How far a run is: bytes read of all bytes to read, and the tensor that is being made."""
 
@@ -140,8 +173,11 @@ class WrittenFile:
     name: str
     nbytes: int
     checksum: int
-    findings: tuple[tuple[str, Any], ...]
+    findings: Findings
 
+
+#: What was found about tensors, by their names.
+Findings: TypeAlias = tuple[tuple[str, Any], ...]
 
 #: Called after each piece, with the name of its tensor and the bytes that were read for it.
 OnPiece: TypeAlias = Callable[[str, int], None]
@@ -161,13 +197,79 @@ def write_file(
     ModelFileError
         If the plan's tensors are not what they should be.
     """
-    path = os.path.join(folder, plan.name)
+    (part,) = split(plan)
     first_bytes = plan.header()
-    with whole_file(path, no_clobber=no_clobber) as output:
+    with whole_file(os.path.join(folder, plan.name), no_clobber=no_clobber) as output:
         output.write(first_bytes)
-        findings = _write_steps(plan.placed(), output, on_piece or _ignore)
-    return WrittenFile(
-        plan.name, len(first_bytes) + plan.data_bytes, output.checksum, tuple(findings)
+        findings = _write_shares(part.shares, output, on_piece or _ignore)
+    nbytes = len(first_bytes) + plan.data_bytes
+    return WrittenFile(plan.name, nbytes, output.checksum, _merged(plan, [findings]))
+
+
+def split(plan: FilePlan, source_bytes: int | None = None) -> tuple[Part, ...]:
+    """Split a file into parts for each of which at most so many bytes are read.
+
+    A piece is not split. By default the whole file is one part.
+    """
+    parts: list[list[Share]] = [[]]
+    room = source_bytes
+    for step in in_data_order(plan.placed()):
+        first, count = 0, len(step.recipe.pieces())
+        for number in range(count):
+            cost = _cost(step.recipe, number, number + 1, count)
+            if room is not None and cost > room and (parts[-1] or first < number):
+                if first < number:
+                    parts[-1].append(Share(step, first, number))
+                parts.append([])
+                first, room = number, source_bytes
+            room = None if room is None else room - cost
+        if first < count:
+            parts[-1].append(Share(step, first, count))
+    return tuple(Part(tuple(shares)) for shares in parts)
+
+
+def write_part(part: Part, path: str, on_piece: OnPiece | None = None) -> Findings:
+    """Write the bytes of a part to a file of its own; return what was found about its tensors."""
+    with whole_file(path) as output:
+        return _write_shares(part.shares, output, on_piece or _ignore)
+
+
+def join_parts(
+    plan: FilePlan,
+    folder: str,
+    paths: Sequence[str],
+    findings: Sequence[Findings],
+    *,
+    no_clobber: bool = False,
+) -> WrittenFile:
+    """Write a file of a plan from its parts, whole or not at all, and remove them."""
+    first_bytes = plan.header()
+    with whole_file(os.path.join(folder, plan.name), no_clobber=no_clobber) as output:
+        output.write(first_bytes)
+        for path in paths:
+            with open(path, "rb") as file:
+                while block := file.read(_BLOCK):
+                    output.write(block)
+    for path in paths:
+        os.unlink(path)
+    nbytes = len(first_bytes) + plan.data_bytes
+    return WrittenFile(plan.name, nbytes, output.checksum, _merged(plan, findings))
+
+
+def _cost(recipe: Recipe, first: int, last: int, count: int) -> int:
+    """Return the bytes that are read for some of a recipe's pieces."""
+    return recipe.source_bytes * last // count - recipe.source_bytes * first // count
+
+
+def _merged(plan: FilePlan, findings: Sequence[Findings]) -> Findings:
+    """Return what was found about each tensor of a plan, from what was found about its parts."""
+    found: dict[str, list[Any]] = {}
+    for name, finding in (pair for part in findings for pair in part):
+        found.setdefault(name, []).append(finding)
+    return tuple(
+        (step.target.name, step.recipe.merged(found[step.target.name]))
+        for step in plan.steps
+        if step.target.name in found
     )
 
 
@@ -176,22 +278,18 @@ def in_data_order(steps: Iterable[Step]) -> list[Step]:
     return sorted(steps, key=lambda step: (step.target.begin, step.target.end))
 
 
-def _write_steps(
-    steps: Sequence[Step], output: OutputFile, on_piece: OnPiece
-) -> list[tuple[str, Any]]:
-    """Write the bytes of all steps; return what was found, in the order of the steps."""
-    findings: dict[str, Any] = {}
+def _write_shares(shares: Iterable[Share], output: OutputFile, on_piece: OnPiece) -> Findings:
+    """Write the bytes of shares; return what was found, in their order."""
+    findings: list[tuple[str, Any]] = []
     with _thread("read") as reader, _thread("write") as writer:
-        pieces = _loaded(reader, in_data_order(steps))
-        for made in _made(pieces, on_piece, findings):
+        for made in _made(_loaded(reader, shares), on_piece, findings):
             writer.run(output.write, made.reshape(-1).view(np.uint8).data)
         writer.wait()
-    names = (step.target.name for step in steps)
-    return [(name, findings[name]) for name in names if findings.get(name) is not None]
+    return tuple(findings)
 
 
 class _Job(NamedTuple):
-    """One piece of one step, and its share of the bytes that are read for the step."""
+    """One piece of one step, whether it is the last one here, and the bytes read for it."""
 
     step: Step
     piece: Piece
@@ -200,23 +298,25 @@ class _Job(NamedTuple):
 
 
 def _made(
-    loaded: Iterable[tuple[_Job, Any]], on_piece: OnPiece, findings: dict[str, Any]
+    loaded: Iterable[tuple[_Job, Any]], on_piece: OnPiece, findings: list[tuple[str, Any]]
 ) -> Iterator[Made]:
-    """Make one piece after the other; fill in what was found about each tensor."""
+    """Make one piece after the other; append what was found about each tensor."""
     maker: Maker | None = None
     for job, content in loaded:
         maker = maker or job.step.recipe.maker()
         yield maker.make(content)
         on_piece(job.step.target.name, job.source_bytes)
         if job.is_last:
-            findings[job.step.target.name] = maker.finding()
+            finding = maker.finding()
+            if finding is not None:
+                findings.append((job.step.target.name, finding))
             maker = None
 
 
-def _loaded(reader: _Thread, steps: Iterable[Step]) -> Iterator[tuple[_Job, Any]]:
-    """Yield every piece of every step with what was loaded for it, a few of them ahead."""
+def _loaded(reader: _Thread, shares: Iterable[Share]) -> Iterator[tuple[_Job, Any]]:
+    """Yield every piece with what was loaded for it, a few of them ahead."""
     waiting: deque[tuple[_Job, Future[Any]]] = deque()
-    for job in _jobs(steps):
+    for job in _jobs(shares):
         waiting.append((job, reader.start(job.step.recipe.load, job.piece)))
         if len(waiting) > _READ_AHEAD:
             first, content = waiting.popleft()
@@ -225,15 +325,14 @@ def _loaded(reader: _Thread, steps: Iterable[Step]) -> Iterator[tuple[_Job, Any]
         yield job, content.result()
 
 
-def _jobs(steps: Iterable[Step]) -> Iterator[_Job]:
-    """Yield every piece of every step."""
-    for step in steps:
+def _jobs(shares: Iterable[Share]) -> Iterator[_Job]:
+    """Yield every piece of every share."""
+    for share in shares:
+        step = share.step
         pieces = step.recipe.pieces()
-        done = 0
-        for number, piece in enumerate(pieces, 1):
-            upto = step.recipe.source_bytes * number // len(pieces)
-            yield _Job(step, piece, number == len(pieces), upto - done)
-            done = upto
+        for number in range(share.first, share.last):
+            cost = _cost(step.recipe, number, number + 1, len(pieces))
+            yield _Job(step, pieces[number], number + 1 == share.last, cost)
 
 
 class _Thread:

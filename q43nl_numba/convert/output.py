@@ -73,9 +73,7 @@ def check_output_folder(folder: str) -> None:
     parent = os.path.dirname(os.path.abspath(folder))
     if os.path.isdir(folder):
         if os.path.islink(folder) or os.listdir(folder):
-            raise ModelFileError(
-                f"{folder}: must be a new or an empty folder, found one with files"
-            )
+            raise ModelFileError(f"{folder}: must be a new or empty folder, found one with files")
     elif os.path.lexists(folder):
         raise ModelFileError(f"{folder}: must be a new folder, found a file")
     elif not os.path.isdir(parent):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -16,7 +15,7 @@ from q43nl_numba import GROUP_BYTES, GROUP_SIZE, __version__, dequantize
 from q43nl_numba.convert.container import QTYPE, plain_entry
 from q43nl_numba.convert.dtypes import numpy_dtype
 from q43nl_numba.convert.errors import ModelFileError
-from q43nl_numba.convert.folders import check_inside
+from q43nl_numba.convert.folders import check_inside, copy_files
 from q43nl_numba.convert.job import Cast, Copy, FilePlan, Maker, Piece, Recipe, Step
 from q43nl_numba.convert.model import INDEX_NAME, Model, ModelFile, open_model
 from q43nl_numba.convert.output import check_output, whole_file
@@ -149,6 +148,8 @@ def restore(
             f"{model.path}: no tensor is marked {QTYPE} by a qtype or the {RECORD_KEY!r} "
             "metadata, so there is nothing to restore"
         )
+    for name in model.other_files:
+        check_inside(model.path, name)
     with _callback(progress) as on_progress:
         if model.is_folder:
             written = write_folder(
@@ -224,7 +225,4 @@ def _finish(model: Model, plans: Sequence[FilePlan], folder: str) -> None:
     if model.index_metadata is not None:
         with whole_file(os.path.join(folder, INDEX_NAME)) as file:
             file.write(index_text(plans, model.index_metadata).encode())
-    for name in model.other_files:
-        path = os.path.join(folder, *name.split("/"))
-        os.makedirs(os.path.dirname(path), exist_ok=True)
-        shutil.copyfile(check_inside(model.path, name), path)
+    copy_files(model.path, model.other_files, folder)

@@ -18,6 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from q43nl_numba import GROUP_SIZE
+from q43nl_numba.convert import buffers
 from q43nl_numba.convert.blocks import Blocks, block_shape
 from q43nl_numba.convert.container import Entry, Header
 from q43nl_numba.convert.dtypes import numpy_dtype, to_float32
@@ -54,7 +55,7 @@ class SourceFile:
         ModelFileError
             If the file is not the one that the work was planned for.
         """
-        buffer = np.empty(nbytes, np.uint8)
+        buffer = buffers.empty(nbytes)
         with open(self.path, "rb", buffering=0) as file:
             status = os.fstat(file.fileno())
             if (status.st_size, status.st_mtime_ns) != (self.nbytes, self.modified_ns):

@@ -1,4 +1,4 @@
-"""The methods, by name. A new one is a file here and a line in this table."""
+"""The methods, by name: `method` says what one is; a new one is a file here and a row below."""
 
 from __future__ import annotations
 

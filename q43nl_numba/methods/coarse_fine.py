@@ -12,10 +12,10 @@ from typing import Any, Final
 import numpy as np
 
 from .._jit import inlined
-from ..curve import NEAREST_LEVEL, aim, judge, keep_better, new_trial
-from ..encode_curve import curve_encoder
-from ..layout import LARGEST_CURVE
-from ..tile import Doubles, Floats, Integers
+from .._layout import LARGEST_CURVE
+from ..kernels.curve import NEAREST_LEVEL, evaluate, keep_better, new_trial, set_trial
+from ..kernels.curve_search import curve_encoder
+from ..kernels.tile import Doubles, Floats, Integers
 from .method import Method
 
 _EACH_SIDE: Final = 8
@@ -24,23 +24,23 @@ _FINE_STEP: Final = 2.0
 
 
 @inlined
-def search(
+def search_coarse_fine(
     magnitudes: Floats,
     importance: Any,
     scales: Floats,
-    hints: Floats,
+    statistics: None,
     parameters: Doubles,
     curves: Integers,
 ) -> None:
-    """Best of the coarse candidates, then best of the fine ones around it."""
+    """Take the best of the coarse candidates, then the best of the fine ones around it."""
     lanes = curves.size
     trial = new_trial(lanes)
     least = np.full(lanes, np.inf, np.float32)
     center = np.zeros(lanes, np.int32)
     for pass_step in (_COARSE_STEP, _FINE_STEP):
         for place in range(-_EACH_SIDE, _EACH_SIDE + 1):
-            aim(trial, center, int(np.rint(place * pass_step)))
-            judge(magnitudes, importance, trial)
+            set_trial(trial, center, int(np.rint(place * pass_step)))
+            evaluate(magnitudes, importance, trial)
             keep_better(trial, curves, least)
         for lane in range(lanes):
             center[lane] = curves[lane]
@@ -48,5 +48,6 @@ def search(
 
 COARSE_FINE = Method(
     name="coarse_fine",
-    encode=curve_encoder(search, nearest=NEAREST_LEVEL, name="coarse_fine"),
+    encoder=curve_encoder(search_coarse_fine, nearest=NEAREST_LEVEL, name="coarse_fine"),
+    cost=lambda parameters: 10.0,
 )

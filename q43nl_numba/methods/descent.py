@@ -15,9 +15,9 @@ from typing import Any, Final, NamedTuple
 import numpy as np
 
 from .._jit import helper
-from ..curve import aim, c_of_curve, curve_of_c, judge, keep_better, new_trial
-from ..layout import LARGEST_CURVE
-from ..tile import Floats, Integers
+from .._layout import LARGEST_CURVE
+from ..kernels.curve import c_of_curve, curve_of_c, evaluate, keep_better, new_trial, set_trial
+from ..kernels.tile import Floats, Integers
 
 _GAP: Final = 12
 _HALF_DIFFERENCE: Final = 4
@@ -44,7 +44,7 @@ def explore(
     Parameters
     ----------
     magnitudes, importance
-        As for `judge`.
+        As for `evaluate`.
     starts : int32[n, lanes]
         Overwritten.
     iterations, per_descent : int
@@ -62,21 +62,21 @@ def explore(
     errors = np.empty((tried, lanes), np.float32)
     center = np.zeros(lanes, np.int32)
     descended = tried + 2 * iterations
-    # All steps take turns in one loop, because each place that judges would be compiled apart.
+    # All steps take turns in one loop, because each place that evaluates would be compiled apart.
     for step in range(descended + line_tries):
         done, second = (step - tried) // 2, (step - tried) % 2 == 1
         if step < tried:
-            aim(trial, starts[step], 0)
+            set_trial(trial, starts[step], 0)
         elif step < descended:
             if done % per_descent == 0 and not second:
                 take_best_start(starts, errors, center)
                 restart(adam, center)
-            aim(trial, adam.center, _HALF_DIFFERENCE if second else -_HALF_DIFFERENCE)
+            set_trial(trial, adam.center, _HALF_DIFFERENCE if second else -_HALF_DIFFERENCE)
         else:
             if step == descended:
                 copy(curves, center)
-            aim(trial, center, (step - descended - line_tries // 2) * _LINE_STEP)
-        judge(magnitudes, importance, trial)
+            set_trial(trial, center, (step - descended - line_tries // 2) * _LINE_STEP)
+        evaluate(magnitudes, importance, trial)
         keep_better(trial, curves, least)
         if step < tried:
             copy(trial.refined, starts[step])

@@ -26,7 +26,7 @@ from the midpoints around it has one code all over the box: it is *settled*. The
   reach; then it is not settled.
 
 A box whose bound is not below the least error known is dropped, another one is halved, and a single
-point is decoded and judged as a reader sees it. The bounds are computed in float32: every r is
+point is decoded as a reader does. The bounds are computed in float32: every r is
 enlarged, and every bound lowered (`_margin`), by more than rounding can amount to. As the tangent
 plane misses only squares of the widths, boxes are dropped early: from a near-optimal start it takes
 about 1,600 of them for a group of normal weights, instead of 10^7 points.
@@ -42,25 +42,34 @@ from typing import Any, Final
 import numpy as np
 
 from .._jit import helper, inlined
-from ..curve import STEPS
-from ..encode_free import (
-    HALF_NORMAL,
-    HALF_SIGN,
-    OUTERMOST,
-    SMALLEST_CURVE,
-    decoded_level,
-    free_encoder,
+from .._layout import (
+    GROUP_SIZE,
+    LARGEST_CURVE,
+    MAX_SCALE,
+    SCALE_MAGNITUDE,
+    SCALE_SIGN,
+    SMALLEST_NORMAL_SCALE,
+    scale_bits_not_below,
+    scale_of_bits,
 )
-from ..layout import GROUP_SIZE, LARGEST_CURVE, MAX_SCALE, float_of_half, half_not_below
-from ..tile import LANES, Doubles, Floats, Halves, Integers
+from ..kernels.curve import SEVENTH, STEPS
+from ..kernels.joint import OUTERMOST, SMALLEST_CURVE, decoded_level, joint_encoder
+from ..kernels.tile import LANES, Doubles, Floats, Integers, ScaleBits
 from .method import Method
-from .optimal import CODES, PARAMETERS, parameters, try_starts
+from .optimal import CODES, PARAMETERS, Parameters, optimal_parameters, try_starts
 
 FIRST_EFFORT: Final = 6
 """Effort of the `optimal` method whose starts give the first error to beat."""
 
 BOXES: Final = 64
 """Boxes bounded at once, side by side as lanes are elsewhere."""
+
+MOST_BOXES: Final = 1 << 20
+"""Boxes after which a group's search ends with the best that it has, some 90 ms on one core.
+
+Without importance the hardest group found took 800,000. With importance that differs by factors of
+10^20 and more within a group no number is enough: the bounds are computed in float32.
+"""
 
 _DEEPEST: Final = 32
 STACK: Final = 2 * BOXES * _DEEPEST
@@ -79,7 +88,6 @@ ROWS: Final = 11
 _ZERO: Final = np.float32(0)
 _ONE: Final = np.float32(1)
 _HALF: Final = np.float32(0.5)
-_7TH: Final = np.float32(1 / 7)
 _49TH: Final = np.float32(1 / 49)
 _127: Final = np.float32(127)
 _8_X: Final = np.float32(8 / 7)
@@ -93,34 +101,33 @@ _MEAN_B: Final = np.float32(0.17)
 
 
 @inlined
-def search(
+def search_exact(
     weights: Floats,
     importance: Floats,
-    shapes: Floats,
-    peaks: Floats,
-    full: bool,
-    parameters: Any,
-    halves: Halves,
+    normalized: Floats,
+    absmax: Floats,
+    parameters: Parameters,
+    scale_bits: ScaleBits,
     curves: Integers,
     errors: Doubles,
 ) -> None:
     """Improve on what the starts of `optimal` lead to, until nothing can be better."""
-    known_halves, known_curves = halves, curves  # of groups of zeros: nothing yet
+    known_bits, known_curves = scale_bits, curves  # of groups of zeros: nothing yet
     try_starts(
-        weights, importance, shapes, peaks, full, parameters, known_halves, known_curves,
-        halves, curves, errors,
+        weights, importance, normalized, absmax, parameters, known_bits, known_curves,
+        scale_bits, curves, errors,
     )  # fmt: skip
     stack = np.empty((BOX_ROWS, STACK), np.int32)
     group = np.empty((3, GROUP_SIZE), np.float32)
     for lane in range(LANES):
-        if peaks[lane] > 0:
+        if absmax[lane] > 0:
             for i in range(GROUP_SIZE):
                 group[0, i] = weights[i, lane]
                 group[1, i] = importance[i, lane]
-                group[2, i] = shapes[i, lane]
-            halves[lane], curves[lane], errors[lane] = branch_and_bound(
-                group[0], group[1], group[2], peaks[lane], full,
-                halves[lane], curves[lane], errors[lane], stack,
+                group[2, i] = normalized[i, lane]
+            scale_bits[lane], curves[lane], errors[lane] = branch_and_bound(
+                group[0], group[1], group[2], absmax[lane], parameters.full,
+                scale_bits[lane], curves[lane], errors[lane], stack,
             )  # fmt: skip
 
 
@@ -128,24 +135,37 @@ def search(
 def branch_and_bound(
     weights: Floats,
     importance: Floats,
-    shapes: Floats,
-    peak: np.float32,
+    normalized: Floats,
+    absmax: np.float32,
     full: bool,
-    half: np.uint32,
+    scale_bits: np.uint32,
     curve: np.int32,
     error: float,
     stack: Integers,
 ) -> Any:
-    """Scale, curve and error of the optimum of a group, from those known."""
+    """Return scale bits, curve and error of the optimum of a group, from those known.
+
+    Parameters
+    ----------
+    weights, importance, normalized : float32[GROUP_SIZE]
+    absmax : float32
+    full : bool
+    scale_bits, curve, error
+        What is known: the error to beat.
+    stack : int32[BOX_ROWS, STACK]
+        Overwritten.
+    """
     bounds = np.empty(BOXES, np.float32)
-    unit = np.float64(peak) * np.float64(peak)
-    energy = energy_of(shapes, importance)
-    count = set_roots(peak, full, stack)
-    while count > 0 and error > 0:
+    unit = np.float64(absmax) * np.float64(absmax)
+    energy = energy_of(normalized, importance)
+    count = set_roots(absmax, full, stack)
+    bounded = 0
+    while count > 0 and error > 0 and bounded < MOST_BOXES:
         taken = min(count, BOXES)
         count -= taken
+        bounded += taken
         batch = stack[:, count : count + taken].copy()
-        bound(batch, shapes, importance, peak, full, bounds)
+        bound(batch, normalized, importance, absmax, full, bounds)
         for box in range(taken):
             limit = error / unit
             if bounds[box] >= limit + _margin(limit, energy):
@@ -157,19 +177,19 @@ def branch_and_bound(
                 count = push_halves(batch, box, stack, count)
                 continue
             tried = np.uint32(batch[SCALE_0, box])
-            tried = tried | HALF_SIGN if batch[SIGN, box] < 0 else tried
+            tried = tried | SCALE_SIGN if batch[SIGN, box] < 0 else tried
             found = decoded_error(weights, importance, full, tried, batch[CURVE_0, box])
             if found < error:
-                half, curve, error = tried, batch[CURVE_0, box], found
-    return half, curve, error
+                scale_bits, curve, error = tried, batch[CURVE_0, box], found
+    return scale_bits, curve, error
 
 
 @helper
-def energy_of(shapes: Floats, importance: Floats) -> float:
-    """Error of a group of zeros, in units of the squared peak."""
+def energy_of(normalized: Floats, importance: Floats) -> float:
+    """Error of a group of zeros, in units of the squared absmax."""
     energy = 0.0
     for i in range(GROUP_SIZE):
-        v = np.float64(shapes[i])
+        v = np.float64(normalized[i])
         energy += np.float64(importance[i]) * (v * v)
     return energy
 
@@ -188,13 +208,13 @@ def _margin(error: float, energy: float) -> float:
 
 
 @helper
-def set_roots(peak: np.float32, full: bool, stack: Integers) -> int:
+def set_roots(absmax: np.float32, full: bool, stack: Integers) -> int:
     """The boxes that hold all there is: one, or one for each sign."""
-    last = np.int32(half_not_below(min(_FARTHEST_SCALE * peak, np.float32(MAX_SCALE))))
+    last = np.int32(scale_bits_not_below(min(_FARTHEST_SCALE * absmax, np.float32(MAX_SCALE))))
     count = 0
     for sign in (1, -1):
         # Readers lose the sign of subnormals.
-        least = 1 if sign > 0 else np.int32(HALF_NORMAL)
+        least = 1 if sign > 0 else np.int32(SMALLEST_NORMAL_SCALE)
         if last >= least and (full or sign > 0):
             stack[SIGN, count] = sign
             stack[SCALE_0, count] = least
@@ -207,9 +227,9 @@ def set_roots(peak: np.float32, full: bool, stack: Integers) -> int:
 
 @helper
 def push_halves(batch: Integers, box: int, stack: Integers, count: int) -> int:
-    """Put the halves of a box on the stack, split where its levels move more; the new count."""
-    p0 = float_of_half(np.uint32(batch[SCALE_0, box]))
-    p1 = float_of_half(np.uint32(batch[SCALE_1, box]))
+    """Put the scale_bits of a box on the stack, split where its levels move more; the new count."""
+    p0 = scale_of_bits(np.uint32(batch[SCALE_0, box]))
+    p1 = scale_of_bits(np.uint32(batch[SCALE_1, box]))
     curves = batch[CURVE_1, box] - batch[CURVE_0, box]
     turn = p1 * np.float32(curves) / _127
     bend = (curves > 0 and _MEAN_B * turn > _MEAN_Y * (p1 - p0)) or p0 == p1
@@ -226,13 +246,13 @@ def push_halves(batch: Integers, box: int, stack: Integers, count: int) -> int:
 @helper
 def bound(
     batch: Integers,
-    shapes: Floats,
+    normalized: Floats,
     importance: Floats,
-    peak: np.float32,
+    absmax: np.float32,
     full: bool,
     bounds: Floats,
 ) -> None:
-    """Lower bounds of the boxes' errors, in units of the squared peak: see the module."""
+    """Lower bounds of the boxes' errors, in units of the squared absmax: see the module."""
     # The compiler knows the strides of arrays that are made here: loops over boxes become vectors.
     room = np.empty((ROWS, BOXES), np.float32)
     sign = np.empty(BOXES, np.float32)
@@ -241,20 +261,20 @@ def bound(
     for box in range(BOXES):
         at = min(box, batch.shape[1] - 1)
         sign[box] = np.float32(batch[SIGN, at])
-        p0 = float_of_half(np.uint32(batch[SCALE_0, at])) / peak
-        p1 = float_of_half(np.uint32(batch[SCALE_1, at])) / peak
+        p0 = scale_of_bits(np.uint32(batch[SCALE_0, at])) / absmax
+        p1 = scale_of_bits(np.uint32(batch[SCALE_1, at])) / absmax
         c0, c1 = np.float32(batch[CURVE_0, at]) / _127, np.float32(batch[CURVE_1, at]) / _127
         p, dp = _HALF * (p0 + p1), _HALF * (p1 - p0)
         c, dc = _HALF * (c0 + c1), _HALF * (c1 - c0)
         turn = p1 * dc
-        room[LEVEL, box] = p * (_ONE - c) * _7TH
+        room[LEVEL, box] = p * (_ONE - c) * SEVENTH
         room[LEVEL_BEND, box] = p * c * _49TH
         room[LEVEL_8, box] = p * (_8_X + c * _8_B)
         room[SPAN, box] = dp / p
         room[TURN, box] = turn
         dp = dp + _ROUNDING * p1
         turn = turn + _ROUNDING * turn
-        room[REACH, box] = (dp * (_ONE - c) + turn) * _7TH
+        room[REACH, box] = (dp * (_ONE - c) + turn) * SEVENTH
         room[REACH_BEND, box] = (dp * c - turn) * _49TH
         room[REACH_8, box] = dp * (_8_X + c * _8_B) + turn * _8_B
     for k in range(STEPS):
@@ -262,16 +282,16 @@ def bound(
         for box in range(BOXES):
             level, bend = room[LEVEL, box], room[LEVEL_BEND, box]
             reach, reach_bend = room[REACH, box], room[REACH_BEND, box]
-            middle = _HALF * (j0 * (level + j0 * bend) + j1 * (level + j1 * bend))
+            center = _HALF * (j0 * (level + j0 * bend) + j1 * (level + j1 * bend))
             moves = _HALF * (j0 * (reach + j0 * reach_bend) + j1 * (reach + j1 * reach_bend))
-            low[k, box] = middle - moves
-            high[k, box] = middle + moves
+            low[k, box] = center - moves
+            high[k, box] = center + moves
     for row in (ERROR, ALONG_SCALE, ALONG_CURVE):
         for box in range(BOXES):
             room[row, box] = _ZERO
     for i in range(GROUP_SIZE):
-        a = abs(shapes[i])
-        signed = shapes[i] if full else _ZERO
+        a = abs(normalized[i])
+        signed = normalized[i] if full else _ZERO
         h = importance[i]
         for box in range(BOXES):
             # The least and the greatest code that the weight may have in the box, but for code 8.
@@ -298,7 +318,7 @@ def bound(
             room[ERROR, box] += h * (e * e if settled else least * least)
             slope = h * e if settled else _ZERO
             room[ALONG_SCALE, box] += slope * (room[LEVEL_8, box] if is8 else level0)
-            room[ALONG_CURVE, box] += slope * (j * (j * _49TH - _7TH))
+            room[ALONG_CURVE, box] += slope * (j * (j * _49TH - SEVENTH))
     for box in range(batch.shape[1]):
         along_scale = abs(room[ALONG_SCALE, box]) * room[SPAN, box]  # y is level / p
         along_curve = abs(room[ALONG_CURVE, box]) * room[TURN, box]
@@ -306,28 +326,28 @@ def bound(
 
 
 @helper
-def codes_passed(magnitude: np.float32, middles: Floats, box: int) -> np.float32:
+def codes_passed(magnitude: np.float32, midpoints: Floats, box: int) -> np.float32:
     """How many midpoints lie below a magnitude."""
     code = _ZERO
-    code += _ONE if magnitude > middles[0, box] else _ZERO
-    code += _ONE if magnitude > middles[1, box] else _ZERO
-    code += _ONE if magnitude > middles[2, box] else _ZERO
-    code += _ONE if magnitude > middles[3, box] else _ZERO
-    code += _ONE if magnitude > middles[4, box] else _ZERO
-    code += _ONE if magnitude > middles[5, box] else _ZERO
-    code += _ONE if magnitude > middles[6, box] else _ZERO
+    code += _ONE if magnitude > midpoints[0, box] else _ZERO
+    code += _ONE if magnitude > midpoints[1, box] else _ZERO
+    code += _ONE if magnitude > midpoints[2, box] else _ZERO
+    code += _ONE if magnitude > midpoints[3, box] else _ZERO
+    code += _ONE if magnitude > midpoints[4, box] else _ZERO
+    code += _ONE if magnitude > midpoints[5, box] else _ZERO
+    code += _ONE if magnitude > midpoints[6, box] else _ZERO
     return code
 
 
 @helper
 def decoded_error(
-    weights: Floats, importance: Floats, full: bool, half: np.uint32, curve: np.int32
+    weights: Floats, importance: Floats, full: bool, scale_bits: np.uint32, curve: np.int32
 ) -> float:
-    """Error of a group as decoded, in the arithmetic of `encode_free.judge`."""
-    scale = float_of_half(np.uint32(half & ~HALF_SIGN))
+    """Error of a group as decoded, in the arithmetic of `joint.take_better`."""
+    scale = scale_of_bits(np.uint32(scale_bits & SCALE_MAGNITUDE))
     levels = np.empty(OUTERMOST + 1, np.float64)
     for code in range(OUTERMOST + 1):
-        levels[code] = np.float64(decoded_level(np.float32(code), scale, curve))
+        levels[code] = np.float64(decoded_level(code, scale, curve))
     error = 0.0
     for i in range(GROUP_SIZE):
         w = np.float64(weights[i])
@@ -335,7 +355,7 @@ def decoded_error(
         e = size
         for code in range(1, OUTERMOST):
             e = min(e, abs(size - levels[code]))
-        mirrored = -w if half & HALF_SIGN else w
+        mirrored = -w if scale_bits & SCALE_SIGN else w
         if full and mirrored < 0:
             e = min(e, abs(size - levels[OUTERMOST]))
         error += np.float64(importance[i]) * (e * e)
@@ -344,9 +364,10 @@ def decoded_error(
 
 EXACT = Method(
     name="exact",
-    encode=free_encoder(search, name="exact", parameters=PARAMETERS),
+    encoder=joint_encoder(search_exact, name="exact", parameters=PARAMETERS),
+    cost=lambda parameters: 2500.0,
     options=(CODES,),
-    parameters=lambda codes: parameters(codes, FIRST_EFFORT),
-    free=True,
+    parameters=lambda codes: optimal_parameters(codes, FIRST_EFFORT),
+    joint=True,
     eps_scale=0.0,
 )

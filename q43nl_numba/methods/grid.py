@@ -23,10 +23,10 @@ from typing import Any, Final
 import numpy as np
 
 from .._jit import helper, inlined
-from ..curve import ROUND_ROOT
-from ..encode_curve import curve_encoder
-from ..layout import GROUP_SIZE, LARGEST_CURVE
-from ..tile import LANES_STEP, Doubles, Floats, Integers, weighted
+from .._layout import GROUP_SIZE, LARGEST_CURVE
+from ..kernels.curve import ROUND_ROOT
+from ..kernels.curve_search import curve_encoder
+from ..kernels.tile import LANES_STEP, Doubles, Floats, Integers, weighted
 from .method import Method, Option, integer_from
 
 CURVES: Final = 2 * LARGEST_CURVE + 1
@@ -67,15 +67,15 @@ def grid_handicaps(grid_size: int) -> Doubles:
 
 
 @inlined
-def search(
+def search_grid(
     magnitudes: Floats,
     importance: Any,
     scales: Floats,
-    hints: Floats,
+    statistics: None,
     handicaps: Doubles,
     curves: Integers,
 ) -> None:
-    """Curve of the least squared error; of equals, the first."""
+    """Take the curve of the least squared error; of equals, the first."""
     for start in range(0, curves.size, SLICE):
         # One more row than curves takes the changes that lie beyond c = 1.
         moments = np.zeros((CURVES + 1, _MOMENTS, SLICE), np.float64)
@@ -146,7 +146,8 @@ def choose(moments: Doubles, handicaps: Doubles, curves: Integers) -> None:
 
 GRID = Method(
     name="grid",
-    encode=curve_encoder(search, nearest=ROUND_ROOT, name="grid"),
-    options=(Option("grid_size", CURVES, integer_from(2)),),
+    encoder=curve_encoder(search_grid, nearest=ROUND_ROOT, name="grid"),
+    cost=lambda parameters: 14.0,
+    options=(Option("grid_size", CURVES, integer_from(2), "candidates to try"),),
     parameters=grid_handicaps,
 )

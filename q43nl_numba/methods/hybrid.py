@@ -3,7 +3,7 @@
 The nine are evenly spaced, about 32 curves apart; the descents' starts are what the coarse trials
 lead to (`Trial.refined`), at least `GAP` curves from each other.
 
-An iteration of a descent judges one more curve on the way out from the start, on either side in
+An iteration of a descent tries one more curve on the way out from the start, on either side in
 turn, and takes the Newton step from there: slope over bend of that curve's own parabola, which ends
 at the bottom of the notch. Fixed ways out reach every notch near a start, where a descent that
 follows the slope stays in the first. Measured on normal weights: Adam with central differences, as
@@ -19,10 +19,10 @@ from typing import Any, Final
 import numpy as np
 
 from .._jit import helper, inlined
-from ..curve import NEAREST_LEVEL, aim, judge, keep_better, new_trial
-from ..encode_curve import curve_encoder
-from ..layout import LARGEST_CURVE
-from ..tile import Doubles, Floats, Integers
+from .._layout import LARGEST_CURVE
+from ..kernels.curve import NEAREST_LEVEL, evaluate, keep_better, new_trial, set_trial
+from ..kernels.curve_search import curve_encoder
+from ..kernels.tile import Doubles, Floats, Integers
 from .descent import copy, take_best_start
 from .method import Method
 
@@ -36,15 +36,15 @@ _LAST_STRIDE: Final = 2
 
 
 @inlined
-def search(
+def search_hybrid(
     magnitudes: Floats,
     importance: Any,
     scales: Floats,
-    hints: Floats,
+    statistics: None,
     parameters: Doubles,
     curves: Integers,
 ) -> None:
-    """Best curve met on the way."""
+    """Take the best curve of all that are tried."""
     lanes = curves.size
     trial = new_trial(lanes)
     least = np.full(lanes, np.inf, np.float32)
@@ -52,22 +52,22 @@ def search(
     errors = np.empty((_COARSE, lanes), np.float32)
     center = np.zeros(lanes, np.int32)
     descended = _COARSE + _DESCENTS * _ITERATIONS
-    # All steps take turns in one loop, because each place that judges would be compiled apart.
+    # All steps take turns in one loop, because each place that evaluates would be compiled apart.
     for step in range(descended + _LAST):
         if step < _COARSE:
             spacing = 2 * LARGEST_CURVE / (_COARSE - 1)
-            aim(trial, center, int(np.rint(step * spacing)) - LARGEST_CURVE)
+            set_trial(trial, center, int(np.rint(step * spacing)) - LARGEST_CURVE)
         elif step < descended:
             done = (step - _COARSE) % _ITERATIONS
             if done == 0:
                 take_best_start(starts, errors, center)
-            aim(trial, center, way_out(done) * _STRIDE)
+            set_trial(trial, center, way_out(done) * _STRIDE)
         else:
             done = step - descended
             if done == 0:
                 copy(curves, center)
-            aim(trial, center, way_out(done) * _LAST_STRIDE)
-        judge(magnitudes, importance, trial)
+            set_trial(trial, center, way_out(done) * _LAST_STRIDE)
+        evaluate(magnitudes, importance, trial)
         keep_better(trial, curves, least)
         if step < _COARSE:
             copy(trial.refined, starts[step])
@@ -83,5 +83,6 @@ def way_out(done: int) -> int:
 
 HYBRID = Method(
     name="hybrid",
-    encode=curve_encoder(search, nearest=NEAREST_LEVEL, name="hybrid"),
+    encoder=curve_encoder(search_hybrid, nearest=NEAREST_LEVEL, name="hybrid"),
+    cost=lambda parameters: 12.0,
 )

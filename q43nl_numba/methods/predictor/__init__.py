@@ -29,10 +29,10 @@ from typing import Any, Final
 import numpy as np
 
 from ..._jit import helper, inlined
-from ...curve import NEAREST_LEVEL, curve_of_c, judge, keep_better, new_trial
-from ...encode_curve import curve_encoder
-from ...layout import GROUP_SIZE
-from ...tile import Doubles, Floats, Integers, weighted
+from ..._layout import GROUP_SIZE
+from ...kernels.curve import NEAREST_LEVEL, curve_of_c, evaluate, keep_better, new_trial
+from ...kernels.curve_search import curve_encoder
+from ...kernels.tile import Doubles, Floats, Integers, weighted
 from ..method import Method
 from .network import COUNTS, ESTIMATES, HIDDEN, flat_network
 
@@ -41,15 +41,15 @@ _ROW: Final = 8
 
 
 @inlined
-def search(
+def search_predictor(
     magnitudes: Floats,
     importance: Any,
     scales: Floats,
-    hints: Floats,
+    statistics: None,
     network: Doubles,
     curves: Integers,
 ) -> None:
-    """Best of the curves that the network's estimates lead to."""
+    """Take the best of the curves that the network's estimates lead to."""
     lanes = curves.size
     counts = np.empty((COUNTS, lanes), np.float32)
     estimates = np.empty((ESTIMATES, lanes), np.float32)
@@ -60,7 +60,7 @@ def search(
     for place in range(ESTIMATES):
         for lane in range(lanes):
             trial.curves[lane] = curve_of_c(estimates[place, lane])
-        judge(magnitudes, importance, trial)
+        evaluate(magnitudes, importance, trial)
         keep_better(trial, curves, least)
 
 
@@ -132,6 +132,7 @@ def rectify(values: Floats) -> None:
 
 PREDICTOR = Method(
     name="predictor",
-    encode=curve_encoder(search, nearest=NEAREST_LEVEL, name="predictor"),
+    encoder=curve_encoder(search_predictor, nearest=NEAREST_LEVEL, name="predictor"),
+    cost=lambda parameters: 3.5,
     parameters=flat_network,
 )

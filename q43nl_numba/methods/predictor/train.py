@@ -28,10 +28,13 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from ..._jit import Kernel, helper, prange
-from ...curve import aim, judge, new_trial
-from ...layout import GROUP_SIZE, LARGEST_CURVE, float_of_half, half_not_below
-from ...tile import LANES, Doubles, Floats
+from ..._jit import helper, prange
+from ..._kernel import Kernel
+from ..._layout import GROUP_SIZE, LARGEST_CURVE
+from ..._threads import thread_count
+from ...kernels.curve import evaluate, new_trial, set_trial
+from ...kernels.curve_search import set_scales
+from ...kernels.tile import LANES, Doubles, Floats, set_magnitudes
 from . import add_layer, rectify, set_counts
 from .network import COUNTS, ESTIMATES, FILE, SHAPES, read_network, write_network
 
@@ -130,7 +133,7 @@ def _tried(draw: Draw, rng: np.random.Generator) -> Groups:
     scales = np.empty(GROUPS, np.float32)
     counts = np.empty((COUNTS, GROUPS), np.float32)
     errors = np.empty((GROUPS, CURVES), np.float32)
-    _try_all(weights, scales, counts, errors, num_threads=2)
+    _try_all(weights, scales, counts, errors, num_threads=thread_count(None))
     energy = scales.astype(np.float64) ** 2
     return Groups(counts, errors, energy / (energy * errors.min(axis=1)).sum())
 
@@ -143,26 +146,27 @@ def _try_tiles(weights: Floats, scales: Floats, counts: Floats, errors: Floats) 
 @helper
 def _try_tile(weights: Floats, first: int, scales: Floats, counts: Floats, errors: Floats) -> None:
     """Scales, counts and errors at all curves of the groups in a tile."""
+    tile_weights = np.empty((GROUP_SIZE, LANES), np.float32)
     magnitudes = np.empty((GROUP_SIZE, LANES), np.float32)
+    scale_bits = np.empty(LANES, np.uint32)
+    tile_scales = np.empty(LANES, np.float32)
     tile_counts = np.empty((COUNTS, LANES), np.float32)
     trial = new_trial(LANES)
     center = np.zeros(LANES, np.int32)
+    for i in range(GROUP_SIZE):
+        for lane in range(LANES):
+            tile_weights[i, lane] = weights[i, first + lane]
+    set_scales(tile_weights, 0.0, scale_bits, tile_scales)
+    set_magnitudes(tile_weights, tile_scales, magnitudes)
     for lane in range(LANES):
-        peak = np.float32(0)
-        for i in range(GROUP_SIZE):
-            peak = max(peak, abs(weights[i, first + lane]))
-        scale = float_of_half(half_not_below(peak))
-        scales[first + lane] = scale
-        for i in range(GROUP_SIZE):
-            size = abs(weights[i, first + lane])
-            magnitudes[i, lane] = size / scale if scale > 0 else np.float32(0)
+        scales[first + lane] = tile_scales[lane]
     set_counts(magnitudes, None, tile_counts)
     for k in range(COUNTS):
         for lane in range(LANES):
             counts[k, first + lane] = tile_counts[k, lane]
     for row in range(CURVES):
-        aim(trial, center, row - LARGEST_CURVE)
-        judge(magnitudes, None, trial)
+        set_trial(trial, center, row - LARGEST_CURVE)
+        evaluate(magnitudes, None, trial)
         for lane in range(LANES):
             errors[first + lane, row] = trial.refined_errors[lane]
 

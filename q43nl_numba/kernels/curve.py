@@ -14,14 +14,14 @@ from typing import Any, Final, NamedTuple
 
 import numpy as np
 
-from ._jit import helper
-from .layout import GROUP_SIZE, LARGEST_CURVE
+from .._jit import fma, helper
+from .._layout import GROUP_SIZE, LARGEST_CURVE
 from .tile import Codes, Floats, Integers, weighted
 
 STEPS: Final = 7
 """Codes run from -7 to 7, so seven level midpoints part the magnitudes."""
 
-_SEVENTH: Final = np.float32(1 / STEPS)
+SEVENTH: Final = np.float32(1 / STEPS)
 _CURVE_UNIT: Final = np.float32(1 / LARGEST_CURVE)
 _TINY: Final = np.float32(1e-30)
 _NEAREST_SHIFT: Final = np.float32(1 / (4 * STEPS**2))
@@ -32,26 +32,41 @@ ROUND_ROOT: Final = False
 
 @helper
 def c_of_curve(curve: int) -> np.float32:
-    """Value of c of a stored curve, a number from -1 to 1."""
+    """Return c of a stored curve."""
     return np.float32(np.float32(curve) * _CURVE_UNIT)
 
 
 @helper
+def x_of_code(code: int) -> np.float32:
+    """Return x of a code, as the decoder computes it."""
+    return np.float32(np.float32(code) * SEVENTH)
+
+
+@helper
+def level(x: np.float32, c: np.float32) -> np.float32:
+    """Return the level y(x, c) in units of the scale, rounded in every step as the decoder does.
+
+    Source: PasLLM's AVX2 code, whose order of operations this is.
+    """
+    return fma(np.float32(np.float32(1) - c), x, np.float32(np.float32(x * c) * abs(x)))
+
+
+@helper
 def clip_curve(curve: int) -> np.int32:
-    """The curve, or the next one that can be stored."""
+    """Return the curve, or the next one that can be stored."""
     return np.int32(min(max(curve, -LARGEST_CURVE), LARGEST_CURVE))
 
 
 @helper
 def curve_of_c(c: np.float32) -> np.int32:
-    """The storable curve next to c, whatever c is; NaN gives 0."""
+    """Return the storable curve next to c, whatever c is; NaN gives 0."""
     inside = min(max(c, np.float32(-1)), np.float32(1)) if c == c else np.float32(0)
     return np.int32(np.rint(np.float32(inside * np.float32(LARGEST_CURVE))))
 
 
 @helper
 def set_midpoints(curves: Integers, nearest: bool, midpoints: Floats) -> None:
-    """Where the magnitudes of codes 0 to 6 end in each lane, in units of the scale.
+    """Write where the magnitudes of codes 0 to 6 end in each lane, in units of the scale.
 
     Parameters
     ----------
@@ -65,7 +80,7 @@ def set_midpoints(curves: Integers, nearest: bool, midpoints: Floats) -> None:
         Overwritten.
     """
     for k in range(STEPS):
-        m = np.float32((np.float32(k) + np.float32(0.5)) * _SEVENTH)
+        m = np.float32((np.float32(k) + np.float32(0.5)) * SEVENTH)
         slope = np.float32(m * m - m)
         if nearest:
             slope += _NEAREST_SHIFT
@@ -74,7 +89,7 @@ def set_midpoints(curves: Integers, nearest: bool, midpoints: Floats) -> None:
 
 
 class Trial(NamedTuple):
-    """What trying one curve in each lane of a tile tells.
+    """One curve tried in each lane of a tile, and its errors.
 
     With the codes fixed, the error is a parabola in c, and its least point is known. So a trial
     yields two errors: that of the curve tried, and that of the best storable curve nearby for the
@@ -95,13 +110,13 @@ class Trial(NamedTuple):
     midpoints: Floats
 
 
-REACH: Final = 16
+MAX_REFINEMENT: Final = 16
 """How far a refined curve may lie from the one tried."""
 
 
 @helper
 def new_trial(lanes: int) -> Trial:
-    """Uninitialized room for trials on a tile."""
+    """Return uninitialized arrays for trials on a tile."""
     return Trial(
         np.empty(lanes, np.int32),
         np.empty(lanes, np.float32),
@@ -114,15 +129,15 @@ def new_trial(lanes: int) -> Trial:
 
 
 @helper
-def aim(trial: Trial, center: Integers, offset: int) -> None:
+def set_trial(trial: Trial, center: Integers, offset: int) -> None:
     """Set a trial's curves to those of a center, all moved by an offset."""
     for lane in range(center.size):
         trial.curves[lane] = center[lane] + np.int32(offset)
 
 
 @helper
-def judge(magnitudes: Floats, importance: Any, trial: Trial) -> None:
-    """Fill in a trial's errors and refined curves; its curves are clipped to the storable ones.
+def evaluate(magnitudes: Floats, importance: Any, trial: Trial) -> None:
+    """Write a trial's errors and refined curves; its curves are clipped to the storable ones.
 
     Parameters
     ----------
@@ -143,7 +158,7 @@ def judge(magnitudes: Floats, importance: Any, trial: Trial) -> None:
         # error(c + d) = error(c) - 2 d slope + d^2 bend
         slope, bend = trial.slopes[lane], trial.bends[lane]
         step = np.float32(LARGEST_CURVE) * slope / (bend + _TINY)
-        step = np.rint(min(max(step, np.float32(-REACH)), np.float32(REACH)))
+        step = np.rint(min(max(step, np.float32(-MAX_REFINEMENT)), np.float32(MAX_REFINEMENT)))
         refined = clip_curve(trial.curves[lane] + np.int32(step))
         d = c_of_curve(refined - trial.curves[lane])
         trial.refined[lane] = refined
@@ -183,7 +198,7 @@ def add_errors(
     for i in range(0, GROUP_SIZE, 4):
         for lane in range(curves.size):
             c = c_of_curve(curves[lane])
-            middles = (
+            ends = (
                 midpoints[0, lane],
                 midpoints[1, lane],
                 midpoints[2, lane],
@@ -192,10 +207,10 @@ def add_errors(
                 midpoints[5, lane],
                 midpoints[6, lane],
             )
-            e0, b0 = error_and_bend(magnitudes[i, lane], middles, c)
-            e1, b1 = error_and_bend(magnitudes[i + 1, lane], middles, c)
-            e2, b2 = error_and_bend(magnitudes[i + 2, lane], middles, c)
-            e3, b3 = error_and_bend(magnitudes[i + 3, lane], middles, c)
+            e0, b0 = error_and_bend(magnitudes[i, lane], ends, c)
+            e1, b1 = error_and_bend(magnitudes[i + 1, lane], ends, c)
+            e2, b2 = error_and_bend(magnitudes[i + 2, lane], ends, c)
+            e3, b3 = error_and_bend(magnitudes[i + 3, lane], ends, c)
             f0, d0 = weighted(e0, importance, i, lane), weighted(b0, importance, i, lane)
             f1, d1 = weighted(e1, importance, i + 1, lane), weighted(b1, importance, i + 1, lane)
             f2, d2 = weighted(e2, importance, i + 2, lane), weighted(b2, importance, i + 2, lane)
@@ -207,7 +222,7 @@ def add_errors(
 
 @helper
 def error_and_bend(v: np.float32, midpoints: Any, c: np.float32) -> tuple[np.float32, np.float32]:
-    """What a magnitude differs from its level by, and b; its x takes seven selects, no branch."""
+    """Return a magnitude minus its level, and b; its x takes seven selects, no branch."""
     x = np.float32(0)
     x = np.float32(1 / 7) if v > midpoints[0] else x
     x = np.float32(2 / 7) if v > midpoints[1] else x
@@ -222,7 +237,7 @@ def error_and_bend(v: np.float32, midpoints: Any, c: np.float32) -> tuple[np.flo
 
 @helper
 def set_codes(weights: Floats, magnitudes: Floats, midpoints: Floats, codes: Codes) -> None:
-    """Codes: how many midpoints lie below each magnitude, with the weight's sign."""
+    """Write the codes: how many midpoints lie below each magnitude, with the weight's sign."""
     for i in range(GROUP_SIZE):
         for lane in range(codes.shape[1]):
             code = np.int8(0)

@@ -20,17 +20,14 @@ from ._arrays import (
     number_array,
     pieces,
 )
-from ._jit import thread_count
-from .encode_free import FARTHEST
-from .encode_hinted import encode_hinted
-from .layout import GROUP_BYTES, GROUP_SIZE, MAX_SCALE
+from ._layout import GROUP_BYTES, GROUP_SIZE, MAX_SCALE
+from ._portions import Call, encode
+from .kernels.joint import LARGEST_STORABLE
 from .methods import Method
-from .tile import tile_count
 
 METHODS: tuple[str, ...] = tuple(methods.TABLE)
 """Names of the methods that `q43nl` takes."""
 
-_NO_HINTS = np.zeros((0, 0), np.float32)
 _CHECKED_WEIGHTS = 1 << 16
 
 
@@ -74,7 +71,7 @@ def q43nl(
         For "grid": evenly spaced values of c from -1 to 1, at least 2; each is tried at the
         storable curve next to it.
     gd_iterations : int
-        For "gradient": iterations of Adam, shared among the best starts; at least 1.
+        For "gradient": iterations of Adam, shared among the best starts; 1 to 10,000.
     gd_lr : float
         For "gradient": the learning rate, in units of c; above 0.
     effort : int
@@ -92,8 +89,8 @@ def q43nl(
     out : uint8 array, optional
         C-contiguous array of the result's size to write to. It is not touched if the call fails.
     num_threads : int, optional
-        Threads to use, at most those that Numba has (``NUMBA_NUM_THREADS``). By default Numba's
-        current setting.
+        Most threads to use, of those that Numba has (``NUMBA_NUM_THREADS``). By default Numba's
+        current setting. A call uses as many as its work is worth: one for less than 4 ms of it.
 
     Returns
     -------
@@ -107,6 +104,10 @@ def q43nl(
     ValueError
         The tensor's size is no multiple of 32, it holds NaN, infinity or a magnitude above 65504,
         or an argument is out of its range or belongs to another method.
+    MemoryError
+        There is not enough memory for the result or for the search.
+    RuntimeError
+        Another thread changed the tensor during the call, or Numba's threads cannot be started.
 
     See Also
     --------
@@ -136,7 +137,7 @@ def q43nl(
     }
     parameters = methods.method_parameters(chosen, methods.TABLE, given)
     least_scale = chosen.eps_scale if eps_scale is None else check_eps_scale(eps_scale)
-    num_threads = check_num_threads(num_threads)
+    call = Call(chosen, parameters, least_scale, check_num_threads(num_threads))
     array = number_array(tensor, "tensor")
     groups = check_whole_groups(array, "tensor")
     if out is None:
@@ -144,70 +145,52 @@ def q43nl(
     else:
         packed = check_out(out, np.dtype(np.uint8), groups * GROUP_BYTES, array)
         with np.errstate(over="ignore"):
-            check_storable(array, reach(chosen, parameters))
-    weighting = check_importance(importance, array)
-    encode_pieces(
-        array, weighting, chosen, parameters, least_scale, packed.reshape(-1), num_threads
-    )
-    return packed
+            check_storable(array, largest_storable(chosen, parameters))
+    _encode_pieces(call, array, check_importance(importance, array), packed)
+    return packed if out is None else out
 
 
-def encode_pieces(
+def _encode_pieces(
+    call: Call,
     array: NDArray[Any],
     importance: NDArray[np.float32] | None,
-    method: Method,
-    parameters: Any,
-    eps_scale: float,
     packed: NDArray[np.uint8],
-    num_threads: int | None,
 ) -> None:
     """Encode an array piece by piece; an error if a piece holds what no scale can express."""
     at = 0
-    # What needs no room of its own needs no pieces, at whose ends threads wait for each other.
+    # What needs no memory of its own needs no pieces, at whose ends threads wait for each other.
     whole = importance is None and is_in_place(array)
     size = max(array.size, GROUP_SIZE) if whole else PIECE
-    # What overflows float32 becomes infinite, and is then rejected.
+    # What overflows float32 becomes infinite, and is then refused.
     with np.errstate(over="ignore"):
         for weights, weighting in zip(
-            pieces(array, size=size), importance_pieces(importance, array.shape, size), strict=False
+            pieces(array, size=size), importance_pieces(importance, array.shape, size), strict=True
         ):
-            groups = weights.size // GROUP_SIZE
-            part = packed[at : at + groups * GROUP_BYTES]
-            threads = thread_count(num_threads, tile_count(groups))
-            encode = _encode_plain if method.hints is None else encode_hinted
-            if not encode(weights, weighting, method, parameters, eps_scale, part, threads):
-                check_storable(array, reach(method, parameters))
+            part = packed[at : at + weights.size // GROUP_SIZE * GROUP_BYTES]
+            if not encode(call, weights, weighting, part):
+                check_storable(array, largest_storable(call.method, call.parameters))
+                raise RuntimeError(
+                    "tensor must not change while it is quantized, found a value that could not "
+                    "be stored and is gone"
+                )
             at += part.size
 
 
-def _encode_plain(
-    weights: NDArray[np.float32],
-    importance: NDArray[np.float32] | None,
-    method: Method,
-    parameters: Any,
-    eps_scale: float,
-    packed: NDArray[np.uint8],
-    threads: int,
-) -> bool:
-    return method.encode(
-        weights, importance, _NO_HINTS, parameters, eps_scale, packed, num_threads=threads
-    )
+def largest_storable_weight(method: str, *, codes: str = "full", **options: Any) -> float:
+    """Return the largest magnitude that such a call can store, on one side of zero at least."""
+    chosen = methods.find_method(methods.TABLE, method)
+    return LARGEST_STORABLE if chosen.joint and codes == "full" else MAX_SCALE
 
 
-def farthest_weight(method: str, *, codes: str = "full", **options: Any) -> float:
-    """Largest magnitude that such a call can store, on one side of zero at least."""
-    return reach(methods.find_method(methods.TABLE, method), (codes == "full",))
+def largest_storable(method: Method, parameters: Any) -> float:
+    """Return the largest magnitude that a method can store, on one side of zero at least."""
+    return LARGEST_STORABLE if method.joint and parameters.full else MAX_SCALE
 
 
-def reach(method: Method, parameters: Any) -> float:
-    """Largest magnitude that a method can store, on one side of zero at least."""
-    return FARTHEST if method.free and parameters[0] else MAX_SCALE
+def check_storable(array: NDArray[Any], largest: float = MAX_SCALE) -> None:
+    """Raise an error that says where an array holds what no scale can express, if it does.
 
-
-def check_storable(array: NDArray[Any], farthest: float = MAX_SCALE) -> None:
-    """Raise an error that tells where an array holds what no scale can express, if it does.
-
-    `farthest` is the largest magnitude; of each group, one side of zero must keep to `MAX_SCALE`.
+    `largest` is the largest magnitude; of each group, one side of zero must keep to `MAX_SCALE`.
     """
     wide = np.result_type(array.dtype, np.float32) if array.dtype.kind == "f" else np.float32
     not_finite = 0
@@ -219,7 +202,7 @@ def check_storable(array: NDArray[Any], farthest: float = MAX_SCALE) -> None:
         if bad and not not_finite:
             first_not_finite = at + int(np.argmin(finite))
         not_finite += bad
-        too_large = is_too_large(piece.astype(np.float32, copy=False), farthest)  # as quantized
+        too_large = is_too_large(piece.astype(np.float32, copy=False), largest)  # as quantized
         if first_too_large < 0 and too_large.any():
             first_too_large = at + int(np.argmax(too_large))
         at += piece.size
@@ -229,19 +212,19 @@ def check_storable(array: NDArray[Any], farthest: float = MAX_SCALE) -> None:
             f"the first ({_value(array, first_not_finite)}) at flat index {first_not_finite}"
         )
     if first_too_large >= 0:
-        further = f" ({farthest:g} on one side of zero)" if farthest > MAX_SCALE else ""
+        further = f" ({largest:g} on one side of zero)" if largest > MAX_SCALE else ""
         raise ValueError(
             f"tensor must not exceed {MAX_SCALE:g} in magnitude, the largest float16 scale"
             f"{further}, found {_value(array, first_too_large)} at flat index {first_too_large}"
         )
 
 
-def is_too_large(weights: NDArray[np.float32], farthest: float) -> NDArray[np.bool_]:
-    """Which weights are out of every level's reach, or have such on the other side of zero."""
+def is_too_large(weights: NDArray[np.float32], largest: float) -> NDArray[np.bool_]:
+    """Return which weights no scale can express, on both sides of zero at once or at all."""
     groups = weights.reshape(-1, GROUP_SIZE)
     above, below = groups > MAX_SCALE, groups < -MAX_SCALE
     both = np.any(above, axis=1, keepdims=True) & np.any(below, axis=1, keepdims=True)
-    too_large: NDArray[np.bool_] = (np.abs(groups) > farthest) | ((above | below) & both)
+    too_large: NDArray[np.bool_] = (np.abs(groups) > largest) | ((above | below) & both)
     return too_large.reshape(-1)
 
 

@@ -16,7 +16,7 @@ from typing import Any, Final
 
 import numpy as np
 
-from ._jit import bits_of_float, float_of_bits, helper
+from ._jit import helper
 
 GROUP_SIZE: Final = 32
 """Weights in a group."""
@@ -49,29 +49,44 @@ _FLOAT_INFINITY: Final = np.uint32(0x7F800000)
 _SMALLEST_NORMAL: Final = np.float32(2.0**-14)
 _SUBNORMAL_STEPS: Final = np.float32(2.0**24)
 _SUBNORMAL_STEP: Final = np.float32(2.0**-24)
-_HALF_SMALLEST_NORMAL: Final = np.uint32(0x0400)
-_HALF_INFINITY: Final = np.uint32(0x7C00)
-_HALF_SIGN_BIT: Final = np.uint32(0x8000)
 _SIGN_SHIFT: Final = np.uint32(16)
 
+SCALE_SIGN: Final = np.uint32(0x8000)
+SCALE_MAGNITUDE: Final = np.uint32(0x7FFF)
+SMALLEST_NORMAL_SCALE: Final = np.uint32(0x0400)
+LARGEST_SCALE: Final = np.uint32(0x7BFF)
+_INFINITE_SCALE: Final = np.uint32(0x7C00)
+
 
 @helper
-def half_not_below(magnitude: np.float32) -> np.uint32:
-    """Bits of the least binary16 not below a magnitude of at most `MAX_SCALE`."""
+def float_bits(value: np.float32) -> np.uint32:
+    """Return the bits of a float32."""
+    return np.float32(value).view(np.uint32)
+
+
+@helper
+def float_of_bits(bits: np.uint32) -> np.float32:
+    """Return the float32 with the given bits."""
+    return np.uint32(bits).view(np.float32)
+
+
+@helper
+def scale_bits_not_below(magnitude: np.float32) -> np.uint32:
+    """Return the bits of the least binary16 not below a magnitude of at most `MAX_SCALE`."""
     if magnitude < _SMALLEST_NORMAL:
         return np.uint32(np.ceil(magnitude * _SUBNORMAL_STEPS))
-    return np.uint32((bits_of_float(magnitude) - _REBIAS + _DROPPED_MASK) >> _DROPPED_BITS)
+    return np.uint32((float_bits(magnitude) - _REBIAS + _DROPPED_MASK) >> _DROPPED_BITS)
 
 
 @helper
-def float_of_half(half: np.uint32) -> np.float32:
-    """Value of the binary16 with the given bits, infinities and NaN included."""
-    magnitude = np.uint32(half & ~_HALF_SIGN_BIT)
-    sign = np.uint32((half & _HALF_SIGN_BIT) << _SIGN_SHIFT)
+def scale_of_bits(scale_bits: np.uint32) -> np.float32:
+    """Return the value of the binary16 with the given bits, infinities and NaN included."""
+    magnitude = np.uint32(scale_bits & SCALE_MAGNITUDE)
+    sign = np.uint32((scale_bits & SCALE_SIGN) << _SIGN_SHIFT)
     shifted = np.uint32(magnitude << _DROPPED_BITS)
     bits = np.uint32(shifted + _REBIAS)
-    if magnitude < _HALF_SMALLEST_NORMAL:
-        bits = bits_of_float(np.float32(np.float32(np.int32(magnitude)) * _SUBNORMAL_STEP))
-    if magnitude >= _HALF_INFINITY:
+    if magnitude < SMALLEST_NORMAL_SCALE:
+        bits = float_bits(np.float32(np.float32(np.int32(magnitude)) * _SUBNORMAL_STEP))
+    if magnitude >= _INFINITE_SCALE:
         bits = np.uint32(shifted | _FLOAT_INFINITY)
     return float_of_bits(np.uint32(bits | sign))

@@ -11,23 +11,25 @@ import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
 from ._arrays import PIECE, check_num_threads, check_out, read_only
-from ._jit import Kernel, fma, helper, prange, thread_count
-from .layout import (
+from ._jit import helper, prange
+from ._kernel import Kernel
+from ._layout import (
     CURVE_AT,
     GROUP_BYTES,
     GROUP_DTYPE,
     GROUP_SIZE,
-    LARGEST_CURVE,
     NIBBLE_OF_ZERO,
     SCALE_AT,
-    float_of_half,
+    scale_of_bits,
 )
+from ._threads import thread_count
+from .kernels.curve import c_of_curve, level, x_of_code
 
 _BLOCK: Final = 1 << 10
 """Groups that a thread decodes at a time."""
 
-_SEVENTH: Final = np.float32(1 / 7)
-_CURVE_UNIT: Final = np.float32(1 / LARGEST_CURVE)
+_COST: Final = 0.14
+"""Nanoseconds that a weight takes on one core."""
 
 
 def dequantize(
@@ -90,16 +92,17 @@ def dequantize(
     else:
         weights = check_out(out, wanted, size, data)
         wanted_shape = out.shape if shape is None else _check_shape(shape, size)
-        weights = weights if wanted_shape == out.shape else weights.reshape(wanted_shape)
     if wanted == np.float32:
         decode(data, weights.reshape(-1), num_threads)
     else:
         _decode_rounded(data, weights.reshape(-1), num_threads)
-    return weights
+    if out is None:
+        return weights
+    return out if wanted_shape == out.shape else weights.reshape(wanted_shape)
 
 
 def packed_bytes(packed: Any, name: str) -> NDArray[np.uint8]:
-    """Flat contiguous bytes of whole groups."""
+    """Return the flat contiguous bytes of whole groups."""
     is_text = isinstance(packed, (bytes, bytearray))
     array: NDArray[Any] = np.frombuffer(packed, np.uint8) if is_text else np.asarray(packed)
     if array.dtype not in (np.dtype(np.uint8), GROUP_DTYPE):
@@ -115,9 +118,7 @@ def packed_bytes(packed: Any, name: str) -> NDArray[np.uint8]:
 
 def decode(data: NDArray[np.uint8], weights: NDArray[np.float32], num_threads: int | None) -> None:
     """Decode flat packed bytes into flat weights."""
-    blocks = -(-data.size // (GROUP_BYTES * _BLOCK))
-    if blocks:
-        _decode(data, weights, num_threads=thread_count(num_threads, blocks))
+    _decode(data, weights, num_threads=thread_count(num_threads, _COST * weights.size))
 
 
 def _decode_rounded(data: NDArray[np.uint8], weights: NDArray[Any], threads: int | None) -> None:
@@ -142,7 +143,7 @@ def _check_float_dtype(dtype: DTypeLike) -> np.dtype[Any]:
 
 
 def _check_shape(shape: int | Sequence[int] | None, size: int) -> tuple[int, ...]:
-    """A shape of the given size, with an entry of -1 filled in."""
+    """Return a shape of the given size, with an entry of -1 filled in."""
     if shape is None:
         return (size,)
     try:
@@ -167,22 +168,15 @@ def _decode_groups(data: NDArray[np.uint8], weights: NDArray[np.float32]) -> Non
 
 @helper
 def decode_group(group: NDArray[np.uint8], weights: NDArray[np.float32]) -> None:
-    """Decode the bytes of one group."""
-    half = np.uint32(group[SCALE_AT]) | (np.uint32(group[SCALE_AT + 1]) << np.uint32(8))
-    scale = float_of_half(half)
-    c = np.float32(np.float32(np.int8(group[CURVE_AT])) * _CURVE_UNIT)
-    rest = np.float32(np.float32(1) - c)
+    """Decode the bytes of one group, uint8[19], to float32[32]."""
+    bits = np.uint32(group[SCALE_AT]) | (np.uint32(group[SCALE_AT + 1]) << np.uint32(8))
+    scale = scale_of_bits(bits)
+    c = c_of_curve(np.int8(group[CURVE_AT]))
     for byte in range(GROUP_SIZE // 2):
         pair = np.int32(group[byte])
-        weights[2 * byte] = level(np.int32(pair & 15), c, rest) * scale
-        weights[2 * byte + 1] = level(np.int32(pair >> 4), c, rest) * scale
-
-
-@helper
-def level(nibble: np.int32, c: np.float32, rest: np.float32) -> np.float32:
-    """What a nibble decodes to, in units of the scale."""
-    x = np.float32(np.float32(np.int32(nibble - NIBBLE_OF_ZERO)) * _SEVENTH)
-    return fma(rest, x, np.float32(np.float32(x * c) * abs(x)))
+        low, high = np.int32(pair & 15), np.int32(pair >> 4)
+        weights[2 * byte] = level(x_of_code(np.int32(low - NIBBLE_OF_ZERO)), c) * scale
+        weights[2 * byte + 1] = level(x_of_code(np.int32(high - NIBBLE_OF_ZERO)), c) * scale
 
 
 _decode = Kernel(_decode_groups)

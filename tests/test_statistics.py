@@ -9,20 +9,20 @@ from hypothesis.extra import numpy as hnp
 from scipy import stats
 
 from q43nl_numba import q43nl
-from q43nl_numba.encode_hinted import PORTION
-from q43nl_numba.methods import gradient
+from q43nl_numba._portions import STATISTICS_PORTION
+from q43nl_numba.methods import statistics
 
 any_groups = hnp.arrays(
     np.float32,
-    st.tuples(st.integers(gradient.FEW + 1, gradient.FEW + 9), st.just(32)),
+    st.tuples(st.integers(statistics.FEW + 1, statistics.FEW + 9), st.just(32)),
     elements=st.floats(-65504, 65504, width=32),
 )
 
 
 def assert_both_ways_agree(groups):
     with np.errstate(all="ignore"):
-        whole = gradient.hints(groups)
-        parts = [gradient.hints(groups[at : at + 7]) for at in range(0, len(groups), 7)]
+        whole = statistics.group_statistics(groups)
+        parts = [statistics.group_statistics(groups[at : at + 7]) for at in range(0, len(groups), 7)]
     np.testing.assert_array_equal(whole, np.hstack(parts))
 
 
@@ -42,7 +42,7 @@ def test_distributions(name, magnitude):
 def test_statistics_are_the_textbook_ones(normal):
     """In double precision, with SciPy's plain functions."""
     groups = normal[:100].astype(np.float64)
-    found = gradient.hints(normal[:100])
+    found = statistics.group_statistics(normal[:100])
     kurtosis = [
         stats.moment(group, 4, center=0) / stats.moment(group, 2, center=0) ** 2 for group in groups
     ]
@@ -51,10 +51,10 @@ def test_statistics_are_the_textbook_ones(normal):
     np.testing.assert_array_equal(found[1:], ordered[:, [7, 23]].T)
 
 
-@pytest.mark.parametrize("more", [32, 32 * gradient.FEW, 32 * gradient.FEW + 32])
+@pytest.mark.parametrize("more", [32, 32 * statistics.FEW, 32 * statistics.FEW + 32])
 def test_bytes_at_the_borders_of_portions(more):
     """A rest of any size gives what the groups give by themselves."""
-    weights = samples.draw("student_t3", (2 * PORTION + more) // 32, seed=31)
+    weights = samples.draw("student_t3", (2 * STATISTICS_PORTION + more) // 32, seed=31)
     packed = q43nl(weights)
     rest = q43nl(weights[-more // 32 :])
     np.testing.assert_array_equal(packed[-rest.size :], rest)

@@ -1,0 +1,1 @@
+"""Kernels on tiles of groups: what the methods are built from."""

@@ -112,7 +112,7 @@ def test_a_target_that_is_there(tmp_path):
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "file").touch()
     before = sorted(tmp_path.rglob("*"))
-    with pytest.raises(ModelFileError, match="must be a new or an empty folder"):
+    with pytest.raises(ModelFileError, match="must be a new or empty folder"):
         convert_calibrated(folder, tmp_path / "out", METHOD, text=[text], **IMPORTANCE)
     assert sorted(tmp_path.rglob("*")) == before
 

@@ -13,8 +13,8 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from q43nl_numba import GROUP_SIZE, q43nl, quality
-from q43nl_numba._quantize import is_too_large
 from q43nl_numba.compare.variants import REFERENCE, VARIANTS, Variant
+from q43nl_numba._quantize import is_too_large
 
 LEAST_ROUNDS = 5
 SHORTEST_TIMING = 0.5  # seconds for all variants together

@@ -15,8 +15,8 @@ from typing import Any, Final, NamedTuple
 import numpy as np
 
 from .._jit import helper
+from ..kernels.curve import set_trial, c_of_curve, curve_of_c, evaluate, keep_better, new_trial
 from .._layout import LARGEST_CURVE
-from ..kernels.curve import c_of_curve, curve_of_c, evaluate, keep_better, new_trial, set_trial
 from ..kernels.tile import Floats, Integers
 
 _GAP: Final = 12

@@ -23,9 +23,9 @@ from typing import Any, Final
 import numpy as np
 
 from .._jit import helper, inlined
-from .._layout import GROUP_SIZE, LARGEST_CURVE
 from ..kernels.curve import ROUND_ROOT
 from ..kernels.curve_search import curve_encoder
+from .._layout import GROUP_SIZE, LARGEST_CURVE
 from ..kernels.tile import LANES_STEP, Doubles, Floats, Integers, weighted
 from .method import Method, Option, integer_from
 

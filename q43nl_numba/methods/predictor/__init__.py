@@ -29,9 +29,9 @@ from typing import Any, Final
 import numpy as np
 
 from ..._jit import helper, inlined
-from ..._layout import GROUP_SIZE
 from ...kernels.curve import NEAREST_LEVEL, curve_of_c, evaluate, keep_better, new_trial
 from ...kernels.curve_search import curve_encoder
+from ..._layout import GROUP_SIZE
 from ...kernels.tile import Doubles, Floats, Integers, weighted
 from ..method import Method
 from .network import COUNTS, ESTIMATES, HIDDEN, flat_network

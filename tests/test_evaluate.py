@@ -20,6 +20,7 @@ from calibrate_folders import (
 )
 from hypothesis import given
 from hypothesis import strategies as st
+from safetensors.numpy import load_file
 from scipy.special import log_softmax
 from test_calibrate import inputs_by_hand
 
@@ -117,6 +118,32 @@ def test_a_converted_file_and_a_converted_folder(tmp_path):
     of_folder = evaluate(folder, converted, [text], **options)
     assert of_file.divergence_mean == of_folder.divergence_mean
     assert of_file.divergence_mean.value > 0
+
+
+def test_a_gguf_file(tmp_path):
+    """Under llama.cpp's names, and with the rows of queries and keys permuted as it does."""
+    gguf = pytest.importorskip("gguf")
+    folder = model_folder(tmp_path)
+    names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.LLAMA, 2)
+    writer = gguf.GGUFWriter(tmp_path / "model.gguf", "llama")
+    writer.add_head_count(4)
+    writer.add_head_count_kv(2)
+    for name, weights in load_file(folder / "model.safetensors").items():
+        stem = name.removesuffix(".weight")
+        values = weights.astype(np.float32)
+        for which, heads in (("q", 4), ("k", 2)):
+            if stem.endswith(f"{which}_proj"):
+                halves = values.reshape(heads, 2, -1, values.shape[1])
+                values = np.ascontiguousarray(halves.swapaxes(1, 2)).reshape(values.shape)
+        writer.add_tensor(names.get_name(stem) + ".weight", values)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    report = evaluate(
+        folder, tmp_path / "model.gguf", [text_file(tmp_path)], tokens=100, window=50
+    )  # fmt: skip
+    assert report.divergence_mean == Figure(0.0, 0.0)
 
 
 def test_importance_from_calibration_helps(tmp_path):

@@ -122,9 +122,8 @@ class TileFunction:
         return self._compiled
 
     def _compile(self) -> Any:
-        compiled: Any = CFunc(
-            self._function, normalize_signature(self._signature), locals={}, options=dict(_OPTIONS)
-        )
+        signature = normalize_signature(self._signature)  # type: ignore[no-untyped-call]
+        compiled: Any = CFunc(self._function, signature, locals={}, options=dict(_OPTIONS))
         compiled._cache = KernelCache(self._name)
         compiled.compile()
         return compiled
@@ -194,7 +193,7 @@ def _fma_instruction(typing_context: Any, a: Any, b: Any, c: Any) -> Any:
     return types.float32(types.float32, types.float32, types.float32), generate
 
 
-fma: Callable[[np.float32, np.float32, np.float32], np.float32] = (
-    _fma_instruction if IS_COMPILED else _multiply_add
+fma: Callable[[np.float32, np.float32, np.float32], np.float32] = cast(
+    "Any", _fma_instruction if IS_COMPILED else _multiply_add
 )
 """``a * b + c`` with a single rounding."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import sys
 
-from q43nl_numba import _process
+from . import _process
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:  # typing itself takes longer to import than this module
@@ -85,7 +85,7 @@ def _run(arguments: list[str]) -> int:
 
 def build_parser() -> argparse.ArgumentParser:
     """Return the parser of the whole program."""
-    from q43nl_numba._parser import Parser
+    from ._parser import Parser
 
     parser = Parser(
         prog=_process.PROGRAM,

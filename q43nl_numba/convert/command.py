@@ -9,11 +9,13 @@ import os
 from collections.abc import Iterator
 from typing import Any
 
-from q43nl_numba import METHODS
-from q43nl_numba._parser import add_num_threads
-from q43nl_numba._process import DONE, FAILED, can_print, say
-from q43nl_numba._text import count_text, json_text
-from q43nl_numba.convert import (
+from .. import METHODS
+from .._parser import add_num_threads
+from .._process import DONE, FAILED, can_print, say
+from .._text import count_text, json_text
+from ..methods import TABLE
+from ..methods.method import Option
+from . import (
     KEEP_DTYPES,
     ConvertReport,
     ModelFileError,
@@ -25,8 +27,8 @@ from q43nl_numba.convert import (
     unfinished,
     verify_model,
 )
-from q43nl_numba.convert.output import check_output, whole_file
-from q43nl_numba.convert.report import (
+from .output import check_output, whole_file
+from .report import (
     convert_document,
     plan_document,
     plan_table,
@@ -35,20 +37,10 @@ from q43nl_numba.convert.report import (
     verify_document,
     verify_table,
 )
-from q43nl_numba.convert.rules import Treatment, check_treatment
-from q43nl_numba.convert.shards import parse_size
-from q43nl_numba.methods import TABLE
+from .rules import Treatment, check_treatment
+from .shards import parse_size
 
 _DEFAULT_METHOD = "gradient"
-
-#: What each option of the methods is, for the help.
-OPTION_HELP = {
-    "grid_size": "candidates that are tried",
-    "gd_iterations": "iterations of Adam",
-    "gd_lr": "learning rate",
-    "effort": "1 (fast) to 9 (near to exact)",
-    "codes": "full, or symmetric for readers of codes -7 to 7 and positive scales alone",
-}
 
 _CONVERT_EXAMPLES = """\
 examples:
@@ -58,6 +50,7 @@ examples:
   q43nl-numba convert model-folder out-folder --report report.html
   q43nl-numba convert model-folder out-folder --rules rules.toml --dry-run
   q43nl-numba convert model-folder out-folder --max-shard-size 2GB --resume
+  q43nl-numba convert model-folder out-folder --scheduler tcp://host:8786
   q43nl-numba convert model.gguf out.safetensors --method predictor
 
 a rule file is TOML; the first rule that matches a tensor decides:
@@ -101,6 +94,12 @@ def declare_convert(parser: argparse.ArgumentParser) -> None:
     _add_choice(parser.add_argument_group("which tensors, and how"))
     _add_method(parser.add_argument_group("method"))
     _add_layout(parser.add_argument_group("output"))
+    parser.add_argument(
+        "--scheduler",
+        metavar="ADDRESS",
+        help="let the workers of a Dask cluster do the work, such as tcp://host:8786; they must "
+        "see the same files",
+    )
     _add_reports(parser.add_argument_group("report"))
     parser.set_defaults(run=_run_convert, usage_error=parser.error)
 
@@ -200,6 +199,7 @@ def _run_convert(args: argparse.Namespace) -> int:
             args.destination,
             args.method,
             resume=args.resume,
+            scheduler=args.scheduler,
             progress=progress,
             **arguments,
         )
@@ -225,8 +225,14 @@ def _check_report(path: str, args: argparse.Namespace) -> None:
         report_format(path)
     except ModelFileError as error:
         args.usage_error(f"argument --report: {error}")
+    name = os.path.basename(path)
+    taken = name.endswith(".index.json") or os.path.exists(os.path.join(args.source, name))
+    if os.path.realpath(path) == os.path.realpath(args.destination):
+        args.usage_error(f"argument --report: {path} is the output")
     if not _is_inside(path, args.destination):  # such a folder does not exist yet
         check_output(args.source, path)
+    elif taken:
+        args.usage_error(f"argument --report: {path} is a file of the model")
 
 
 def _is_inside(path: str, folder: str) -> bool:
@@ -400,13 +406,14 @@ def _add_method(parser: Any) -> None:
         default=_DEFAULT_METHOD,
         help=f"how (default: {_DEFAULT_METHOD})",
     )
-    for name, default, methods in _method_options():
+    for option, methods in _method_options():
+        kind = type(option.default)
         of = f"method{'s' if len(methods) > 1 else ''} {' and '.join(methods)}"
         parser.add_argument(
-            f"--{name.replace('_', '-')}",
-            type=type(default),
-            metavar={int: "N", float: "X"}.get(type(default), "WORD"),
-            help=f"{OPTION_HELP.get(name, name)}, of the {of} (default: {default})",
+            f"--{option.name.replace('_', '-')}",
+            type=kind,
+            metavar={int: "N", float: "X"}.get(kind, "WORD"),
+            help=f"{option.help}; of the {of} (default: {option.default})",
         )
     parser.add_argument(
         "--eps-scale",
@@ -418,19 +425,14 @@ def _add_method(parser: Any) -> None:
     add_num_threads(parser)
 
 
-def _method_options() -> Iterator[tuple[str, int | float | str, list[str]]]:
-    """Yield the name, the default and the methods of each option in the methods' table."""
+def _method_options() -> Iterator[tuple[Option, list[str]]]:
+    """Yield each option in the methods' table, and the names of the methods that take it."""
     options = {option.name: option for method in TABLE.values() for option in method.options}
-    for name, option in options.items():
-        takers = [
-            method.name
-            for method in TABLE.values()
-            if any(option.name == name for option in method.options)
-        ]
-        yield name, option.default, takers
+    for option in options.values():
+        yield option, [method.name for method in TABLE.values() if option in method.options]
 
 
 def _given_options(args: argparse.Namespace) -> dict[str, Any]:
     """Return the keyword arguments of `q43nl` that were given."""
-    names = [*(name for name, _, _ in _method_options()), "eps_scale", "num_threads"]
+    names = [*(option.name for option, _ in _method_options()), "eps_scale", "num_threads"]
     return {name: value for name in names if (value := getattr(args, name)) is not None}

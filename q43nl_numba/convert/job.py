@@ -13,6 +13,7 @@ file of them.
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 from abc import ABC, abstractmethod
 from collections import deque
@@ -32,6 +33,7 @@ from q43nl_numba.convert.tensors import StoredTensor, Tensor, piece_bounds, rang
 _READ_AHEAD: Final = 3
 _WRITE_BEHIND: Final = 3
 _BLOCK: Final = 1 << 22
+_SMALL: Final = 1 << 16
 
 #: Where a piece of a tensor begins and ends, in the recipe's own units.
 Piece: TypeAlias = tuple[int, int]
@@ -93,22 +95,24 @@ class FilePlan:
     steps: tuple[Step, ...]
     metadata: tuple[tuple[str, str], ...] = ()
 
+    @functools.cached_property
     def placed(self) -> tuple[Step, ...]:
-        """Return the steps, each with its place in the file."""
+        """The steps, each with its place in the file."""
         targets = place(step.target for step in self.steps)
         return tuple(
             replace(step, target=target) for step, target in zip(self.steps, targets, strict=True)
         )
 
+    @functools.cached_property
     def header(self) -> bytes:
-        """Return the first bytes of the file.
+        """The first bytes of the file.
 
         Raises
         ------
         ModelFileError
             If readers would refuse so long a header.
         """
-        targets = [step.target for step in self.placed()]
+        targets = [step.target for step in self.placed]
         return header_bytes(self.name, targets, dict(self.metadata))
 
     @property
@@ -119,7 +123,7 @@ class FilePlan:
     @property
     def nbytes(self) -> int:
         """Number of bytes of the file."""
-        return len(self.header()) + self.data_bytes
+        return len(self.header) + self.data_bytes
 
     @property
     def source_bytes(self) -> int:
@@ -198,7 +202,7 @@ def write_file(
         If the plan's tensors are not what they should be.
     """
     (part,) = split(plan)
-    first_bytes = plan.header()
+    first_bytes = plan.header
     with whole_file(os.path.join(folder, plan.name), no_clobber=no_clobber) as output:
         output.write(first_bytes)
         findings = _write_shares(part.shares, output, on_piece or _ignore)
@@ -213,7 +217,7 @@ def split(plan: FilePlan, source_bytes: int | None = None) -> tuple[Part, ...]:
     """
     parts: list[list[Share]] = [[]]
     room = source_bytes
-    for step in in_data_order(plan.placed()):
+    for step in in_data_order(plan.placed):
         first, count = 0, len(step.recipe.pieces())
         for number in range(count):
             cost = _cost(step.recipe, number, number + 1, count)
@@ -243,7 +247,7 @@ def join_parts(
     no_clobber: bool = False,
 ) -> WrittenFile:
     """Write a file of a plan from its parts, whole or not at all, and remove them."""
-    first_bytes = plan.header()
+    first_bytes = plan.header
     with whole_file(os.path.join(folder, plan.name), no_clobber=no_clobber) as output:
         output.write(first_bytes)
         for path in paths:
@@ -282,10 +286,28 @@ def _write_shares(shares: Iterable[Share], output: OutputFile, on_piece: OnPiece
     """Write the bytes of shares; return what was found, in their order."""
     findings: list[tuple[str, Any]] = []
     with _thread("read") as reader, _thread("write") as writer:
-        for made in _made(_loaded(reader, shares), on_piece, findings):
-            writer.run(output.write, made.reshape(-1).view(np.uint8).data)
+        for block in _blocks(_made(_loaded(reader, shares), on_piece, findings)):
+            writer.run(output.write, block)
         writer.wait()
     return tuple(findings)
+
+
+def _blocks(pieces: Iterable[Made]) -> Iterator[memoryview | bytes]:
+    """Yield the bytes of pieces; those of small ones, of which there may be many, together."""
+    small: list[memoryview] = []
+    size = 0
+    for made in pieces:
+        content = made.reshape(-1).view(np.uint8).data
+        if small and (size > _BLOCK or len(content) > _SMALL):
+            yield b"".join(small)
+            small, size = [], 0
+        if len(content) > _SMALL:
+            yield content
+        else:
+            small.append(content)
+            size += len(content)
+    if small:
+        yield b"".join(small)
 
 
 class _Job(NamedTuple):
@@ -315,14 +337,20 @@ def _made(
 
 def _loaded(reader: _Thread, shares: Iterable[Share]) -> Iterator[tuple[_Job, Any]]:
     """Yield every piece with what was loaded for it, a few of them ahead."""
-    waiting: deque[tuple[_Job, Future[Any]]] = deque()
+    waiting: deque[tuple[_Job, Future[Any] | None]] = deque()
+
+    def first() -> tuple[_Job, Any]:
+        job, future = waiting.popleft()
+        return job, job.step.recipe.load(job.piece) if future is None else future.result()
+
     for job in _jobs(shares):
-        waiting.append((job, reader.start(job.step.recipe.load, job.piece)))
+        is_small = job.source_bytes < _SMALL  # reading it costs less than handing it over
+        future = None if is_small else reader.start(job.step.recipe.load, job.piece)
+        waiting.append((job, future))
         if len(waiting) > _READ_AHEAD:
-            first, content = waiting.popleft()
-            yield first, content.result()
-    for job, content in waiting:
-        yield job, content.result()
+            yield first()
+    while waiting:
+        yield first()
 
 
 def _jobs(shares: Iterable[Share]) -> Iterator[_Job]:

@@ -6,9 +6,9 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Final, TypeVar
 
-from q43nl_numba._text import columns, count_text, json_text, number, printable, shape_text
-from q43nl_numba.convert.errors import ModelFileError
-from q43nl_numba.convert.results import (
+from .._text import columns, count_text, json_text, number, printable, shape_text
+from .errors import ModelFileError
+from .results import (
     ConvertPlan,
     ConvertReport,
     KeptTensor,
@@ -353,7 +353,7 @@ def report_format(path: str) -> str:
 def report_text(report: ConvertReport, form: str, source: str, target: str) -> str:
     """Return a conversion's report in a format that `report_format` knows."""
     if form == "html":
-        from q43nl_numba.convert.html import html_page
+        from .html import html_page
 
         return html_page(report, source, target)
     return json_text(convert_document(report, samples=True)) + "\n"

@@ -31,13 +31,13 @@ ROUND_ROOT: Final = False
 
 
 @helper
-def c_of_curve(curve: int) -> np.float32:
+def c_of_curve(curve: Any) -> np.float32:
     """Return c of a stored curve."""
     return np.float32(np.float32(curve) * _CURVE_UNIT)
 
 
 @helper
-def x_of_code(code: int) -> np.float32:
+def x_of_code(code: Any) -> np.float32:
     """Return x of a code, as the decoder computes it."""
     return np.float32(np.float32(code) * SEVENTH)
 

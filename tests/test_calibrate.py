@@ -34,7 +34,7 @@ from q43nl_numba.calibrate import (
 )
 from q43nl_numba.calibrate.config import layer_stages
 from q43nl_numba.calibrate.forward import run_layer
-from q43nl_numba.calibrate.statistics import InputMoments
+from q43nl_numba.calibrate.statistics import InputMoments, shrunk
 from q43nl_numba.convert import ModelFileError, convert
 
 Q, K, V, OUT, GATE, UP, DOWN = (
@@ -142,6 +142,17 @@ def test_moments_of_nothing():
     moments.add(np.empty((0, 4), np.float32))
     np.testing.assert_array_equal(moments.mean_square(), np.ones(4))
     np.testing.assert_array_equal(moments.hessian(), np.eye(4))
+
+
+def test_a_hessian_is_shrunk_towards_its_diagonal(rng):
+    inputs = rng.standard_normal((400, 32)).astype(np.float32)
+    hessian = inputs.T @ inputs / 400
+    found = shrunk(hessian, tokens=128)
+    off_diagonal = ~np.eye(32, dtype=bool)
+    np.testing.assert_array_equal(found.diagonal(), hessian.diagonal())
+    np.testing.assert_allclose(found[off_diagonal], hessian[off_diagonal] / 2, rtol=1e-6)
+    np.testing.assert_allclose(shrunk(hessian, 10**9), hessian, rtol=1e-5)
+    assert np.linalg.eigvalsh(found).min() > 0
 
 
 # ---------------------------------------------------------------------------------------------
@@ -302,7 +313,8 @@ def test_files_that_hold_no_statistics(tmp_path, content):
 
 
 def test_statistics_of_a_later_version(tmp_path):
-    record = {"version": 9, "model": {"sha256": "", "summary": ""}, "hessians": {}}
+    model = {"sha256": "", "summary": ""}
+    record = {"version": 9, "model": model, "tokens": 1, "hessians": {}}
     metadata = {"q43nl_statistics": json.dumps(record)}
     save_file({"a": np.ones(3, np.float32)}, tmp_path / "x", metadata)
     with pytest.raises(ModelFileError, match="must be 1, found 9"):

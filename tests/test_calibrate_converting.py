@@ -27,6 +27,7 @@ from q43nl_numba.calibrate import (
     read_text,
 )
 from q43nl_numba.calibrate.command import add_conversion_arguments, conversion_with_statistics
+from q43nl_numba.calibrate.statistics import shrunk
 from q43nl_numba.convert import ModelFileError, convert_model
 
 SIZES = {"tokens": 120, "window": 30}
@@ -208,7 +209,8 @@ def test_hessians_of_a_file(tmp_path):
     statistics = Statistics(tmp_path / "stats")
     for name in statistics.names():
         exact = weights[name].astype(np.float32)
-        expected = q43nl(exact, METHOD, hessian=statistics.hessian(name))
+        hessian = shrunk(statistics.hessian(name), statistics.tokens)
+        expected = q43nl(exact, METHOD, hessian=hessian)
         np.testing.assert_array_equal(stored[name].reshape(-1), expected)
     embedding = q43nl(weights["model.embed_tokens.weight"].astype(np.float32), METHOD)
     np.testing.assert_array_equal(stored["model.embed_tokens.weight"].reshape(-1), embedding)

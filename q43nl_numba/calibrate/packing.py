@@ -22,7 +22,7 @@ from q43nl_numba.calibrate.forward import Floats, matrix_pieces
 from q43nl_numba.calibrate.progress import progress_bar
 from q43nl_numba.calibrate.sequential import PIECE_WEIGHTS, Matrix, calibrated_layers
 from q43nl_numba.calibrate.sources import check_tensors, open_weights
-from q43nl_numba.calibrate.statistics import Statistics, matrices_by_input
+from q43nl_numba.calibrate.statistics import Statistics, matrices_by_input, shrunk
 from q43nl_numba.calibrate.text import DEFAULT_WINDOW, Windows
 from q43nl_numba.convert.container import Entry, header_bytes, packed_entry
 from q43nl_numba.convert.errors import tensor_error
@@ -194,6 +194,8 @@ class HessianFile(Provider):
         with progress_bar(len(self._order()), "matrix", shown=progress) as bar:
             for group in groups:
                 hessian = self._statistics.hessian(group[0])
+                if hessian is not None:
+                    hessian = shrunk(hessian, self._statistics.tokens)
                 for name in group:
                     importance = self._statistics.importance(name)
                     for begin, rows in matrix_pieces(self.source, name, PIECE_WEIGHTS):

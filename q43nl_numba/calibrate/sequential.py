@@ -32,7 +32,7 @@ from q43nl_numba.calibrate.forward import (
 )
 from q43nl_numba.calibrate.progress import progress_bar
 from q43nl_numba.calibrate.sources import WeightSource, check_tensors, open_weights
-from q43nl_numba.calibrate.statistics import InputMoments
+from q43nl_numba.calibrate.statistics import InputMoments, shrunk
 from q43nl_numba.calibrate.text import Windows
 
 __all__ = ["Matrix", "calibrated_layers"]
@@ -59,7 +59,8 @@ class Matrix:
         Mean square of each input column; None for a matrix without inputs (an embedding that is
         not the output matrix).
     hessian : float32 array ``[columns, columns]``, or None
-        Mean of x x^T of the inputs, if asked for.
+        Mean of x x^T of the inputs, if asked for; what is off the diagonal is shrunk
+        (`statistics.shrunk`).
     """
 
     name: str
@@ -190,7 +191,7 @@ class _Stream:
         self, index: int, names: tuple[str, ...], weights: LayerWeights, moments: InputMoments
     ) -> None:
         """Quantize the matrices that share an input, and let the stream go on with the result."""
-        importance, hessian = moments.mean_square(), moments.hessian()
+        importance, hessian = moments.mean_square(), _hessian(moments)
         for name in names:
             matrix = Matrix(layer_prefix(index) + name, weights[name], 0, importance, hessian)
             weights[name] = self._quantized(matrix)
@@ -200,7 +201,7 @@ class _Stream:
     ) -> Iterator[tuple[int, Floats]]:
         """Quantize a large matrix piece by piece and yield each one's first row and result."""
         importance = None if moments is None else moments.mean_square()
-        hessian = None if moments is None else moments.hessian()
+        hessian = None if moments is None else _hessian(moments)
         for begin, rows in matrix_pieces(self._decoder.source, name, PIECE_WEIGHTS):
             yield begin, self._quantized(Matrix(name, rows, begin, importance, hessian))
 
@@ -214,3 +215,9 @@ class _Stream:
                 f"found {list(decoded.shape)}"
             )
         return np.asarray(decoded, np.float32)
+
+
+def _hessian(moments: InputMoments) -> Floats | None:
+    """Return the hessian that a quantizer gets."""
+    hessian = moments.hessian()
+    return None if hessian is None else shrunk(hessian, moments.count)

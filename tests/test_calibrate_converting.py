@@ -14,7 +14,7 @@ pytest.importorskip("tqdm")
 from calibrate_folders import change_tensors, model_folder, text_file
 from safetensors.numpy import load_file
 
-from q43nl_numba import dequantize, q43nl
+from q43nl_numba import cli, dequantize, q43nl
 from q43nl_numba.calibrate import (
     CalibrationError,
     Statistics,
@@ -167,6 +167,21 @@ def test_arguments_of_the_converter(tmp_path):
     convert_calibrated(folder, tmp_path / "b", METHOD, text=[text], **IMPORTANCE)
     name = "model.safetensors"
     assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
+
+
+def test_the_command(tmp_path, capsys):
+    folder, text = model_folder(tmp_path), text_file(tmp_path)
+    sizes = ["--tokens", "120", "--window", "30", "--no-feedback"]
+    arguments = ["convert", str(folder), str(tmp_path / "a"), "--method", METHOD]
+    assert cli.main([*arguments, "--calibrate", str(text), *sizes]) == 0
+    assert "SNR" in capsys.readouterr().out
+    convert_calibrated(folder, tmp_path / "b", METHOD, text=[text], **IMPORTANCE)
+    name = "model.safetensors"
+    assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
+    arguments[2] = str(tmp_path / "c")
+    assert cli.main([*arguments, "--calibrate", str(text), "--resume"]) == 1
+    assert "--resume must not be given with --calibrate" in capsys.readouterr().err
+    assert not (tmp_path / "c").exists()
 
 
 def test_the_built_in_text_of_the_converter(tmp_path, capsys):

@@ -174,11 +174,13 @@ def _without_importance(
     importance: None = None,
     allow_empty: bool = False,
     resume: bool = False,
+    scheduler: str | None = None,
     **options: Any,
 ) -> ConvertReport:
     """Call a conversion that does not know some of `convert_model`'s arguments."""
-    if resume:
-        raise CalibrationError("a conversion with statistics cannot be resumed, found resume")
+    for name, given in (("resume", resume), ("scheduler", scheduler), ("allow-empty", allow_empty)):
+        if given:
+            raise CalibrationError(f"--{name} must not be given with --calibrate or --hessians")
     return convert(*positional, **options)
 
 

@@ -147,7 +147,7 @@ def test_moments_of_nothing():
 def test_a_hessian_is_shrunk_towards_its_diagonal(rng):
     inputs = rng.standard_normal((400, 32)).astype(np.float32)
     hessian = inputs.T @ inputs / 400
-    found = shrunk(hessian, tokens=128)
+    found = shrunk(hessian, tokens=192)
     off_diagonal = ~np.eye(32, dtype=bool)
     np.testing.assert_array_equal(found.diagonal(), hessian.diagonal())
     np.testing.assert_allclose(found[off_diagonal], hessian[off_diagonal] / 2, rtol=1e-6)

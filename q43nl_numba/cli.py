@@ -42,6 +42,14 @@ COMMANDS: dict[str, tuple[str, str]] = {
         "show what is in a model",
         "q43nl_numba.export.command:declare_inspect",
     ),
+    "calibrate": (
+        "measure what a model's matrices are multiplied with",
+        "q43nl_numba.calibrate.command:declare_calibrate",
+    ),
+    "evaluate": (
+        "measure what a model lost by quantization",
+        "q43nl_numba.calibrate.command:declare_evaluate",
+    ),
 }
 
 _EXAMPLES = """\

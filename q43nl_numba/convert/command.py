@@ -84,6 +84,8 @@ examples:
 
 def declare_convert(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments of ``convert``."""
+    from q43nl_numba.calibrate.command import add_conversion_arguments
+
     parser.description = (
         "Quantize every floating tensor of two and more dimensions whose last dimension is a\n"
         "multiple of 32, copy the rest, and show what it cost, worst tensor first. The input is a\n"
@@ -101,6 +103,7 @@ def declare_convert(parser: argparse.ArgumentParser) -> None:
         "see the same files",
     )
     _add_reports(parser.add_argument_group("report"))
+    add_conversion_arguments(parser)
     parser.set_defaults(run=_run_convert, usage_error=parser.error)
 
 
@@ -130,8 +133,8 @@ def _add_choice(group: Any) -> None:
     group.add_argument(
         "--importance",
         metavar="FILE",
-        help="safetensors file of weights of the squared errors by tensor name: of the tensor's "
-        "shape, or a number for each column",
+        help="weights of the squared errors: a safetensors file by tensor name (of the tensor's "
+        "shape, or a number for each column), as calibrate writes it, or a file of llama-imatrix",
     )
     group.add_argument(
         "--allow-empty", action="store_true", help="do not fail where no tensor is quantized"
@@ -173,6 +176,9 @@ def _add_reports(group: Any) -> None:
 
 def _run_convert(args: argparse.Namespace) -> int:
     """Convert, or plan to, and print."""
+    from q43nl_numba.calibrate.command import conversion_with_statistics
+
+    convert = conversion_with_statistics(args) or convert_model
     arguments = {
         "include": args.include,
         "exclude": args.exclude,
@@ -194,7 +200,7 @@ def _run_convert(args: argparse.Namespace) -> int:
     for path in args.report:
         check_report(path, args)
     with _unfinished_named(args.destination), shown_progress() as progress:
-        report = convert_model(
+        report = convert(
             args.source,
             args.destination,
             args.method,

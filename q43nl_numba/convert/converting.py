@@ -8,6 +8,7 @@ import os
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any, Final
 
 from q43nl_numba import __version__
@@ -99,7 +100,8 @@ def convert_model(
     importance : path, optional
         A safetensors file of weights of the squared errors, under the names of the tensors: of
         their shape, or a number for each input column, or ``[experts, cols]`` for a tensor
-        ``[experts, rows, cols]``. Other tensors count all weights the same.
+        ``[experts, rows, cols]``; or a file of llama.cpp's ``llama-imatrix``. Other tensors count
+        all weights the same.
     single_file : bool
         Write one file, however many the input has.
     max_shard_size : int or str, optional
@@ -160,38 +162,15 @@ def convert_model(
     {'b': ('float32', (4,)), 'w': ('uint8', (4, 38))}
     >>> folder.cleanup()
     """
-    started = time.perf_counter()
     if scheduler is not None:  # workers have another current folder
         source, target = os.path.abspath(source), os.path.abspath(target)
         importance = None if importance is None else os.path.abspath(importance)
         rules = os.path.abspath(rules) if isinstance(rules, (str, os.PathLike)) else rules
-    job = _planned(
+    return planned(
         source, target, method, options, include=include, exclude=exclude, rules=rules,
         keep_dtype=keep_dtype, importance=importance, single_file=single_file,
         max_shard_size=max_shard_size, allow_empty=allow_empty, no_clobber=no_clobber,
-    )  # fmt: skip
-    with _writer(scheduler) as write_files:
-        if job.is_folder:
-            written = write_folder(
-                job.plans,
-                job.target,
-                job.description(),
-                job.finish,
-                resume=resume,
-                progress=progress,
-                write_files=write_files,
-            )
-        else:
-            (plan,) = job.plans
-            file = write_one_file(
-                plan,
-                job.target,
-                no_clobber=no_clobber,
-                progress=progress,
-                write_files=write_files,
-            )
-            written = (file,)
-    return job.report(written, time.perf_counter() - started)
+    ).run(no_clobber=no_clobber, resume=resume, scheduler=scheduler, progress=progress)  # fmt: skip
 
 
 def convert(
@@ -255,7 +234,7 @@ def plan_model(
     OSError, ModelFileError, ValueError, TypeError, ModuleNotFoundError
         As `convert_model` does before it reads a tensor.
     """
-    return _planned(
+    return planned(
         source, target, method, options, include=include, exclude=exclude, rules=rules,
         keep_dtype=keep_dtype, importance=importance, single_file=single_file,
         max_shard_size=max_shard_size, allow_empty=allow_empty, no_clobber=no_clobber,
@@ -275,7 +254,7 @@ def _writer(scheduler: str | None) -> Iterator[WriteFiles | None]:
 
 
 @dataclass(frozen=True)
-class _Conversion:
+class Conversion:
     """A conversion that was planned: nothing but headers has been read."""
 
     model: Model
@@ -287,6 +266,41 @@ class _Conversion:
     layout: Mapping[str, Any]
     importance_files: Mapping[str, ImportanceFile]
     unused_importance: tuple[str, ...]
+    missing_importance: tuple[str, ...]
+    calibration: Mapping[str, Any]
+
+    def run(
+        self,
+        *,
+        no_clobber: bool,
+        resume: bool = False,
+        scheduler: str | None = None,
+        progress: OnProgress | None = None,
+    ) -> ConvertReport:
+        """Do what was planned."""
+        started = time.perf_counter()
+        with _writer(scheduler) as write_files:
+            if self.is_folder:
+                written = write_folder(
+                    self.plans,
+                    self.target,
+                    self.description(),
+                    self.finish,
+                    resume=resume,
+                    progress=progress,
+                    write_files=write_files,
+                )
+            else:
+                (plan,) = self.plans
+                file = write_one_file(
+                    plan,
+                    self.target,
+                    no_clobber=no_clobber,
+                    progress=progress,
+                    write_files=write_files,
+                )
+                written = (file,)
+        return self.report(written, time.perf_counter() - started)
 
     def plan(self) -> ConvertPlan:
         """Return the plan, for people."""
@@ -296,6 +310,7 @@ class _Conversion:
             self._copied(),
             self.model.nbytes,
             self.unused_importance,
+            self.missing_importance,
         )
 
     def report(self, written: Sequence[WrittenFile], seconds: float) -> ConvertReport:
@@ -320,6 +335,7 @@ class _Conversion:
             self.unused_importance,
             tuple(PlannedFile(*file) for file in self._files()),
             self._copied(),
+            self.missing_importance,
         )
 
     def description(self) -> dict[str, Any]:
@@ -339,6 +355,7 @@ class _Conversion:
                 "rules": [rule.description() for rule in self.wishes.rules],
                 "keep_dtype": self.wishes.keep_dtype,
                 **self.layout,
+                **self.calibration,
             },
         }
 
@@ -393,7 +410,7 @@ class _Conversion:
         )
 
 
-def _planned(
+def planned(
     source: Path,
     target: Path,
     method: str,
@@ -408,8 +425,12 @@ def _planned(
     max_shard_size: int | str | None,
     allow_empty: bool,
     no_clobber: bool,
-) -> _Conversion:
-    """Check all arguments and plan the conversion."""
+    calibration: Mapping[str, Any] = MappingProxyType({}),
+) -> Conversion:
+    """Check all arguments and plan the conversion.
+
+    `calibration` is what decides about the bytes beside the wishes, as JSON has it; it is recorded.
+    """
     default = Treatment(
         method, tuple(options.items()), None if importance is None else os.fspath(importance)
     )
@@ -444,12 +465,12 @@ def _planned(
             check_inside(model.path, name)
     if not allow_empty:
         check_not_empty(model.path, decisions)
-    made_by = _made_by(wishes)
+    made_by = {**_made_by(wishes), **calibration}
     plans = tuple(
         _file_plan(name, group, metadata, made_by, files, is_marked=_packs(decisions))
         for name, group, metadata in _layout(model, decisions, single_file, limit)
     )
-    return _Conversion(
+    return Conversion(
         model,
         target,
         is_folder,
@@ -458,7 +479,9 @@ def _planned(
         plans,
         {"single_file": single_file, "max_shard_size": limit},
         files.opened,
-        files.unused(decisions),
+        files.unused(),
+        files.missing(),
+        calibration,
     )
 
 
@@ -555,26 +578,34 @@ class _ImportanceFiles:
 
     def __init__(self, decisions: Sequence[Decision]) -> None:
         self.opened: dict[str, ImportanceFile] = {}
+        wanted: dict[str, dict[str, tuple[int, ...]]] = {}
         for decision in decisions:
             path = decision.treatment.importance if decision.treatment else None
-            if path is not None and path not in self.opened:
-                self.opened[path] = ImportanceFile(path)
+            if path is not None:
+                wanted.setdefault(path, {})[decision.tensor.name] = decision.tensor.shape
+        for path, shapes in wanted.items():
+            self.opened[path] = ImportanceFile(path, shapes)
+        self._wanted = wanted
 
     def of(self, decision: Decision) -> Any:
         """Return the importance of a tensor that is packed, or None."""
         path = decision.treatment.importance if decision.treatment else None
         return None if path is None else self.opened[path].of(decision.tensor)
 
-    def unused(self, decisions: Sequence[Decision]) -> tuple[str, ...]:
+    def unused(self) -> tuple[str, ...]:
         """Return the tensors that importance is given for and that are not packed."""
-        packed: dict[str, set[str]] = {path: set() for path in self.opened}
-        for decision in decisions:
-            if decision.treatment and decision.treatment.importance is not None:
-                packed[decision.treatment.importance].add(decision.tensor.name)
         found = {
-            name: None for path, file in self.opened.items() for name in file.unused(packed[path])
+            name: None
+            for path, file in self.opened.items()
+            for name in file.unused(self._wanted[path])
         }
         return tuple(found)
+
+    def missing(self) -> tuple[str, ...]:
+        """Return the packed tensors for which their importance file has no entry."""
+        return tuple(
+            name for path, file in self.opened.items() for name in file.missing(self._wanted[path])
+        )
 
 
 def _packed_tensor(decision: Decision, figures: Figures, file: str) -> PackedTensor:

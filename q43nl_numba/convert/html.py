@@ -140,6 +140,10 @@ def _kept_sections(report: ConvertReport) -> Iterable[str]:
         names = ((name,) for name in report.unused_importance[:_MOST_ROWS])
         rows = "".join(f"<li>{safe(name)}</li>" for (name,) in names)
         yield f'<p>The tensors are not packed.</p><ul id="unused-importance">{rows}</ul>'
+    if report.missing_importance:
+        yield "<h2>Tensors without importance</h2>"
+        rows = "".join(f"<li>{safe(name)}</li>" for name in report.missing_importance[:_MOST_ROWS])
+        yield f'<p>All their weights count the same.</p><ul id="missing-importance">{rows}</ul>'
 
 
 # Tables -----------------------------------------------------------------------------------------

@@ -140,6 +140,8 @@ class ConvertPlan:
         Bytes of the input's files of weights.
     unused_importance : tuple of str
         Tensors that importance was given for and that are not packed.
+    missing_importance : tuple of str
+        Packed tensors that have no entry in the file of importance.
     """
 
     tensors: tuple[PlannedTensor, ...]
@@ -147,6 +149,7 @@ class ConvertPlan:
     copied: tuple[str, ...]
     bytes_in: int
     unused_importance: tuple[str, ...] = ()
+    missing_importance: tuple[str, ...] = ()
 
     @property
     def bytes_out(self) -> int:
@@ -184,6 +187,8 @@ class ConvertReport:
         The files that were written.
     copied : tuple of str
         Names of the other files, which were copied.
+    missing_importance : tuple of str
+        Packed tensors that have no entry in the file of importance.
     """
 
     packed: tuple[PackedTensor, ...]
@@ -194,6 +199,7 @@ class ConvertReport:
     unused_importance: tuple[str, ...] = ()
     files: tuple[PlannedFile, ...] = ()
     copied: tuple[str, ...] = ()
+    missing_importance: tuple[str, ...] = ()
 
     @property
     def weights(self) -> int:

@@ -21,7 +21,7 @@ import numba
 import numpy as np
 from numba.core.ccallback import CFunc
 from numba.core.sigutils import normalize_signature
-from numba.extending import intrinsic
+from numba.extending import intrinsic, overload
 
 from ._cache import KernelCache
 
@@ -30,6 +30,18 @@ T = TypeVar("T")
 
 prange = numba.prange
 types = numba.types
+__all__ = [
+    "IS_COMPILED",
+    "Build",
+    "TileFunction",
+    "compiling",
+    "fma",
+    "helper",
+    "inlined",
+    "overload",
+    "prange",
+    "types",
+]
 
 IS_COMPILED: Final = not numba.config.DISABLE_JIT  # type: ignore[attr-defined]
 """False where ``NUMBA_DISABLE_JIT`` asks for plain Python."""

@@ -24,7 +24,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     ),
     "convert": (
         "quantize a model: a file or a folder",
-        "q43nl_numba.convert.command:declare_convert",
+        "q43nl_numba.calibrate.command:declare_convert",
     ),
     "export": (
         "write a model folder as the one file that the PasLLM engine runs",

@@ -83,9 +83,7 @@ examples:
 
 
 def declare_convert(parser: argparse.ArgumentParser) -> None:
-    """Declare the arguments of ``convert``."""
-    from q43nl_numba.calibrate.command import add_conversion_arguments
-
+    """Declare the arguments of ``convert``, but for statistics of the model's inputs."""
     parser.description = (
         "Quantize every floating tensor of two and more dimensions whose last dimension is a\n"
         "multiple of 32, copy the rest, and show what it cost, worst tensor first. The input is a\n"
@@ -103,8 +101,9 @@ def declare_convert(parser: argparse.ArgumentParser) -> None:
         "see the same files",
     )
     _add_reports(parser.add_argument_group("report"))
-    add_conversion_arguments(parser)
-    parser.set_defaults(run=_run_convert, usage_error=parser.error)
+    parser.set_defaults(
+        run=_run_convert, conversion=lambda args: convert_model, usage_error=parser.error
+    )
 
 
 def _add_choice(group: Any) -> None:
@@ -176,9 +175,7 @@ def _add_reports(group: Any) -> None:
 
 def _run_convert(args: argparse.Namespace) -> int:
     """Convert, or plan to, and print."""
-    from q43nl_numba.calibrate.command import conversion_with_statistics
-
-    convert = conversion_with_statistics(args) or convert_model
+    convert = args.conversion(args)
     arguments = {
         "include": args.include,
         "exclude": args.exclude,

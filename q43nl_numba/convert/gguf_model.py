@@ -10,11 +10,11 @@ from typing import Any, Final
 
 import numpy as np
 
-from q43nl_numba.convert.container import Header, plain_entry
-from q43nl_numba.convert.errors import ModelFileError, optional_package, tensor_error
-from q43nl_numba.convert.gguf_names import hugging_face_name, original_rows, permuted_heads
-from q43nl_numba.convert.model import Model, ModelFile
-from q43nl_numba.convert.tensors import Array, RowPermutation, SourceFile, StoredTensor, Tensor
+from .container import Header, plain_entry
+from .errors import ModelFileError, optional_package, tensor_error
+from .gguf_names import hugging_face_name, original_rows, permuted_heads
+from .model import Model, ModelFile
+from .tensors import Array, RowPermutation, SourceFile, StoredTensor, Tensor
 
 #: The types of GGUF that are stored as safetensors stores them.
 _STORED: Final = {

@@ -25,10 +25,10 @@ from typing import Any, Final, NamedTuple, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from q43nl_numba.convert.container import Entry, header_bytes, place
-from q43nl_numba.convert.dtypes import numpy_dtype
-from q43nl_numba.convert.output import OutputFile, whole_file
-from q43nl_numba.convert.tensors import StoredTensor, Tensor, piece_bounds, ranges
+from .container import Entry, header_bytes, place
+from .dtypes import numpy_dtype
+from .output import OutputFile, whole_file
+from .tensors import StoredTensor, Tensor, piece_bounds, ranges
 
 _READ_AHEAD: Final = 3
 _WRITE_BEHIND: Final = 3

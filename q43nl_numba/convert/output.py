@@ -11,8 +11,8 @@ import zlib
 from collections.abc import Iterator
 from typing import BinaryIO, Final
 
-from q43nl_numba.convert.errors import ModelFileError
-from q43nl_numba.convert.locks import LOCKS_ARE_KEPT, is_locked_here, try_lock
+from .errors import ModelFileError
+from .locks import LOCKS_ARE_KEPT, is_locked_here, try_lock
 
 _TEMPORARY: Final = re.compile(r"\.q43nl-[0-9a-f]{16}\.tmp")
 _NEW_FILE_MODE: Final = 0o666  # less what the umask takes

@@ -18,10 +18,10 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import IO, Any, Final, Protocol
 
-from q43nl_numba.convert.errors import ModelFileError
-from q43nl_numba.convert.job import FilePlan, OnPiece, Progress, WrittenFile, write_file
-from q43nl_numba.convert.locks import try_lock
-from q43nl_numba.convert.output import check_output_folder, remove_abandoned, sync_folder
+from .errors import ModelFileError
+from .job import FilePlan, OnPiece, Progress, WrittenFile, write_file
+from .locks import try_lock
+from .output import check_output_folder, remove_abandoned, sync_folder
 
 PARTIAL_SUFFIX: Final = ".q43nl-partial"
 _LOCK: Final = "lock"

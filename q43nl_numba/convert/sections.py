@@ -13,7 +13,7 @@ import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, BinaryIO, Final
 
-from q43nl_numba.convert.job import (
+from .job import (
     FilePlan,
     Part,
     WrittenFile,
@@ -21,14 +21,14 @@ from q43nl_numba.convert.job import (
     split,
     write_shares,
 )
-from q43nl_numba.convert.output import (
+from .output import (
     OutputFile,
     errors_name,
     mode_of,
     rename_complete,
     sync_folder,
 )
-from q43nl_numba.convert.run import PARTIAL_SUFFIX, Counter, OnProgress, Partial
+from .run import PARTIAL_SUFFIX, Counter, OnProgress, Partial
 
 #: For a section so many bytes are read: few enough that little is lost, enough that bringing it to
 #: the disk costs little.

@@ -6,12 +6,12 @@ from, `checks` finds it in the `folder`, `plan` places it, and it is read, permu
 written a piece at a time. `metadata`, `tokenizer` and `chat` make the rest of the file.
 """
 
-from q43nl_numba.export.architectures import CLASS_NAMES
-from q43nl_numba.export.engine_file import is_engine_file
-from q43nl_numba.export.exporting import DTYPES, export_model
-from q43nl_numba.export.inspecting import EngineContents, inspect_model
-from q43nl_numba.export.report import ExportReport, ExportWarning, FolderReport
-from q43nl_numba.export.restoring import RESTORE_DTYPES, restore_model
+from .architectures import CLASS_NAMES
+from .engine_file import is_engine_file
+from .exporting import DTYPES, export_model
+from .inspecting import EngineContents, inspect_model
+from .report import ExportReport, ExportWarning, FolderReport
+from .restoring import RESTORE_DTYPES, restore_model
 
 __all__ = [
     "CLASS_NAMES",

@@ -5,8 +5,8 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 
-from q43nl_numba.convert.errors import ModelFileError
-from q43nl_numba.export.config import JsonFile, is_integer, read_json_if_there
+from ..convert.errors import ModelFileError
+from .config import JsonFile, is_integer, read_json_if_there
 
 #: What the engine takes for "no such token".
 NO_TOKEN = -1

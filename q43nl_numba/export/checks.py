@@ -9,16 +9,16 @@ from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 
-from q43nl_numba._text import count_text
-from q43nl_numba.convert.dtypes import FLOATING
-from q43nl_numba.convert.errors import ModelFileError
-from q43nl_numba.convert.plan import Decision
-from q43nl_numba.convert.tensors import Tensor
-from q43nl_numba.export.architectures import Architecture
-from q43nl_numba.export.config import JsonFile
-from q43nl_numba.export.dimensions import Dimensions
-from q43nl_numba.export.metadata import is_gelu_with_erf, rope_scaling
-from q43nl_numba.export.tensors import EngineTensor
+from .._text import count_text
+from ..convert.dtypes import FLOATING
+from ..convert.errors import ModelFileError
+from ..convert.plan import Decision
+from ..convert.tensors import Tensor
+from .architectures import Architecture
+from .config import JsonFile
+from .dimensions import Dimensions
+from .metadata import is_gelu_with_erf, rope_scaling
+from .tensors import EngineTensor
 
 OUTPUT = "lm_head.weight"
 _MOST_NAMES = 5

@@ -9,23 +9,23 @@ import warnings
 from collections.abc import Iterator
 from typing import Any
 
-from q43nl_numba._process import DONE, can_print, say
-from q43nl_numba._text import json_text
-from q43nl_numba.convert import command as convert_command
-from q43nl_numba.convert.errors import ModelFileError
-from q43nl_numba.convert.html import html_page
-from q43nl_numba.convert.output import whole_file
-from q43nl_numba.convert.progress import shown_progress
-from q43nl_numba.convert.reading import read_header
-from q43nl_numba.convert.report import report_format
-from q43nl_numba.convert.rules import Treatment
-from q43nl_numba.convert.run import unfinished
-from q43nl_numba.export.architectures import CLASS_NAMES
-from q43nl_numba.export.engine_file import is_engine_file
-from q43nl_numba.export.exporting import DTYPES, check_arguments, export_model, find_format
-from q43nl_numba.export.inspecting import inspect_model
-from q43nl_numba.export.report import ExportReport, ExportWarning
-from q43nl_numba.export.restoring import RESTORE_DTYPES, restore_model
+from .._process import DONE, can_print, say
+from .._text import json_text
+from ..convert import command as convert_command
+from ..convert.errors import ModelFileError
+from ..convert.html import html_page
+from ..convert.output import whole_file
+from ..convert.progress import shown_progress
+from ..convert.reading import read_header
+from ..convert.report import report_format
+from ..convert.rules import Treatment
+from ..convert.run import unfinished
+from .architectures import CLASS_NAMES
+from .engine_file import is_engine_file
+from .exporting import DTYPES, check_arguments, export_model, find_format
+from .inspecting import inspect_model
+from .report import ExportReport, ExportWarning
+from .restoring import RESTORE_DTYPES, restore_model
 
 _EXAMPLES = """\
 examples:

@@ -7,7 +7,7 @@ import os
 from collections.abc import Iterator, Mapping
 from typing import Any, TypeGuard
 
-from q43nl_numba.convert.errors import ModelFileError
+from ..convert.errors import ModelFileError
 
 
 class JsonFile:

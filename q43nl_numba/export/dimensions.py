@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from q43nl_numba import GROUP_SIZE
+from .. import GROUP_SIZE
 
 #: The engine's router has room for so many experts.
 MOST_EXPERTS = 256

@@ -6,15 +6,15 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from q43nl_numba.convert.container import Header
-from q43nl_numba.convert.errors import ModelFileError, tensor_error
-from q43nl_numba.convert.reading import read_header
-from q43nl_numba.convert.tensors import SourceFile, StoredTensor
-from q43nl_numba.export.architectures import TABLE, Architecture, architecture_named
-from q43nl_numba.export.dimensions import Dimensions
-from q43nl_numba.export.plan import FORMATS, SCORES, TOKENS, Format
-from q43nl_numba.export.tensors import EngineTensor
-from q43nl_numba.export.tokenizer import Tokenizer, parse_tokens
+from ..convert.container import Header
+from ..convert.errors import ModelFileError, tensor_error
+from ..convert.reading import read_header
+from ..convert.tensors import SourceFile, StoredTensor
+from .architectures import TABLE, Architecture, architecture_named
+from .dimensions import Dimensions
+from .plan import FORMATS, SCORES, TOKENS, Format
+from .tensors import EngineTensor
+from .tokenizer import Tokenizer, parse_tokens
 
 #: The engine refuses a file without either of these keys.
 _MARKS = ("palm", "pasllm")

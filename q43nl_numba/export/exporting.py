@@ -9,29 +9,29 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from q43nl_numba import __version__
-from q43nl_numba.convert.errors import ModelFileError
-from q43nl_numba.convert.importance import Importance, ImportanceFile
-from q43nl_numba.convert.job import FilePlan, WrittenFile
-from q43nl_numba.convert.judging import Figures
-from q43nl_numba.convert.model import CONFIG_NAME, Model, open_model
-from q43nl_numba.convert.output import check_output
-from q43nl_numba.convert.packing import Pack
-from q43nl_numba.convert.plan import Decision, Wishes, decide
-from q43nl_numba.convert.results import ConvertReport, KeptTensor, PackedTensor, PlannedFile
-from q43nl_numba.convert.rules import Rule, Treatment, check_treatment, patterns, read_rules
-from q43nl_numba.convert.run import OnProgress
-from q43nl_numba.convert.sections import write_resumable_file
-from q43nl_numba.convert.tensors import SourceFile
-from q43nl_numba.export.architectures import Architecture, architecture_of
-from q43nl_numba.export.chat import read_chat
-from q43nl_numba.export.checks import OUTPUT, check_config, resolve_tensors
-from q43nl_numba.export.config import JsonFile, read_json
-from q43nl_numba.export.metadata import build_metadata, read_dimensions
-from q43nl_numba.export.plan import FORMATS, Format, plan_steps
-from q43nl_numba.export.report import ExportReport, ExportWarning
-from q43nl_numba.export.tensors import EngineTensor
-from q43nl_numba.export.tokenizer import Tokenizer, read_tokenizer
+from .. import __version__
+from ..convert.errors import ModelFileError
+from ..convert.importance import Importance, ImportanceFile
+from ..convert.job import FilePlan, WrittenFile
+from ..convert.judging import Figures
+from ..convert.model import CONFIG_NAME, Model, open_model
+from ..convert.output import check_output
+from ..convert.packing import Pack
+from ..convert.plan import Decision, Wishes, decide
+from ..convert.results import ConvertReport, KeptTensor, PackedTensor, PlannedFile
+from ..convert.rules import Rule, Treatment, check_treatment, patterns, read_rules
+from ..convert.run import OnProgress
+from ..convert.sections import write_resumable_file
+from ..convert.tensors import SourceFile
+from .architectures import Architecture, architecture_of
+from .chat import read_chat
+from .checks import OUTPUT, check_config, resolve_tensors
+from .config import JsonFile, read_json
+from .metadata import build_metadata, read_dimensions
+from .plan import FORMATS, Format, plan_steps
+from .report import ExportReport, ExportWarning
+from .tensors import EngineTensor
+from .tokenizer import Tokenizer, read_tokenizer
 
 #: The choices of ``dtype``.
 DTYPES: tuple[str, ...] = tuple(FORMATS)
@@ -314,11 +314,12 @@ class _ImportanceFiles:
     def __init__(self, decisions: Sequence[Decision]) -> None:
         self.opened: dict[str, ImportanceFile] = {}
         self._packed: dict[str, set[str]] = {}
+        shapes = {d.tensor.name: d.tensor.shape for d in decisions if d.treatment}
         for decision in decisions:
             path = decision.treatment.importance if decision.treatment else None
             if path is not None:
                 if path not in self.opened:
-                    self.opened[path] = ImportanceFile(path)
+                    self.opened[path] = ImportanceFile(path, shapes)
                 self._packed.setdefault(path, set()).add(decision.tensor.name)
 
     def of(self, decision: Decision) -> Importance | None:

@@ -7,11 +7,11 @@ import os
 from dataclasses import dataclass, replace
 from typing import Any
 
-from q43nl_numba._text import number, printable
-from q43nl_numba.convert.contents import FileContents, inspect
-from q43nl_numba.convert.errors import ModelFileError
-from q43nl_numba.export.engine_file import EngineFile, read_engine_file
-from q43nl_numba.export.plan import SCORES, TOKENS
+from .._text import number, printable
+from ..convert.contents import FileContents, inspect
+from ..convert.errors import ModelFileError
+from .engine_file import EngineFile, read_engine_file
+from .plan import SCORES, TOKENS
 
 #: Lines of the description: a title, and the metadata keys that it shows.
 _DESCRIPTION = (

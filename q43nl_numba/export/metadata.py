@@ -9,12 +9,12 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from q43nl_numba.convert.errors import ModelFileError
-from q43nl_numba.export.architectures import Architecture
-from q43nl_numba.export.architectures.architecture import ACTIVATIONS, SLIDING, window
-from q43nl_numba.export.chat import Chat
-from q43nl_numba.export.config import JsonFile
-from q43nl_numba.export.dimensions import Dimensions
+from ..convert.errors import ModelFileError
+from .architectures import Architecture
+from .architectures.architecture import ACTIVATIONS, SLIDING, window
+from .chat import Chat
+from .config import JsonFile
+from .dimensions import Dimensions
 
 _DEFAULT_ROPE_THETA = 10000.0
 

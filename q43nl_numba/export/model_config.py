@@ -5,9 +5,9 @@ from __future__ import annotations
 import ast
 from typing import Any
 
-from q43nl_numba.convert.errors import ModelFileError
-from q43nl_numba.export.architectures.architecture import SLIDING, Architecture
-from q43nl_numba.export.engine_file import EngineFile
+from ..convert.errors import ModelFileError
+from .architectures.architecture import SLIDING, Architecture
+from .engine_file import EngineFile
 
 #: The engine computes the tanh form of GELU.
 _ACTIVATIONS = {"gelu": "gelu_pytorch_tanh"}

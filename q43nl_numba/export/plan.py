@@ -7,15 +7,15 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Final
 
-from q43nl_numba.convert.container import QTYPE, Entry, packed_shape, plain_entry
-from q43nl_numba.convert.importance import Importance
-from q43nl_numba.convert.job import Literal, Recipe, Step
-from q43nl_numba.convert.packing import Pack
-from q43nl_numba.convert.plan import Decision
-from q43nl_numba.convert.tensors import Tensor
-from q43nl_numba.export.tensors import IDENTITY, EngineTensor
-from q43nl_numba.export.tokenizer import Tokenizer
-from q43nl_numba.export.values import EngineValues, FiniteCast
+from ..convert.container import QTYPE, Entry, packed_shape, plain_entry
+from ..convert.importance import Importance
+from ..convert.job import Literal, Recipe, Step
+from ..convert.packing import Pack
+from ..convert.plan import Decision
+from ..convert.tensors import Tensor
+from .tensors import IDENTITY, EngineTensor
+from .tokenizer import Tokenizer
+from .values import EngineValues, FiniteCast
 
 TOKENS: Final = "tokenizer.tokens"
 SCORES: Final = "tokenizer.scores"

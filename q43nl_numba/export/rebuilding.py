@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from q43nl_numba.export.tokenizer import META_SPACE, Tokenizer, byte_alphabet
+from .tokenizer import META_SPACE, Tokenizer, byte_alphabet
 
 #: How the engine cuts text into words.
 _WORDS = (

@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from q43nl_numba._text import count_text, number, printable, shape_text
-from q43nl_numba.convert.report import MOST_ROWS, table_lines
-from q43nl_numba.convert.results import ConvertReport, PackedTensor
+from .._text import count_text, number, printable, shape_text
+from ..convert.report import MOST_ROWS, table_lines
+from ..convert.results import ConvertReport, PackedTensor
 
 _TITLES = ("tensor", "shape", "bits/weight", "SNR dB", "MSE ratio")
 

@@ -9,26 +9,26 @@ from typing import Any, Final
 
 import numpy as np
 
-from q43nl_numba import __version__, dequantize
-from q43nl_numba.convert.container import plain_entry
-from q43nl_numba.convert.errors import ModelFileError
-from q43nl_numba.convert.job import FilePlan, Step
-from q43nl_numba.convert.model import CONFIG_NAME, INDEX_NAME
-from q43nl_numba.convert.run import OnProgress, write_folder
-from q43nl_numba.convert.shards import index_text, parse_size, shard_names, split_by_size
-from q43nl_numba.convert.tensors import StoredTensor
-from q43nl_numba.export.architectures import architecture_of
-from q43nl_numba.export.chat import read_chat
-from q43nl_numba.export.checks import OUTPUT
-from q43nl_numba.export.config import JsonFile, read_json
-from q43nl_numba.export.engine_file import EngineFile, read_engine_file
-from q43nl_numba.export.metadata import build_metadata, read_dimensions
-from q43nl_numba.export.model_config import model_config, tokenizer_config
-from q43nl_numba.export.rebuilding import NotRebuiltError, rebuild_tokenizer, with_zero_byte
-from q43nl_numba.export.report import FolderReport
-from q43nl_numba.export.tensors import EngineTensor
-from q43nl_numba.export.tokenizer import FILE_NAME, Tokenizer, build_tokenizer, read_tokenizer
-from q43nl_numba.export.values import FiniteCast, FolderValues
+from .. import __version__, dequantize
+from ..convert.container import plain_entry
+from ..convert.errors import ModelFileError
+from ..convert.job import FilePlan, Step
+from ..convert.model import CONFIG_NAME, INDEX_NAME
+from ..convert.run import OnProgress, write_folder
+from ..convert.shards import index_text, parse_size, shard_names, split_by_size
+from ..convert.tensors import StoredTensor
+from .architectures import architecture_of
+from .chat import read_chat
+from .checks import OUTPUT
+from .config import JsonFile, read_json
+from .engine_file import EngineFile, read_engine_file
+from .metadata import build_metadata, read_dimensions
+from .model_config import model_config, tokenizer_config
+from .rebuilding import NotRebuiltError, rebuild_tokenizer, with_zero_byte
+from .report import FolderReport
+from .tensors import EngineTensor
+from .tokenizer import FILE_NAME, Tokenizer, build_tokenizer, read_tokenizer
+from .values import FiniteCast, FolderValues
 
 _DTYPES: Final = {"float32": "F32", "bfloat16": "BF16", "float16": "F16"}
 

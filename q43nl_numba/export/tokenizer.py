@@ -17,8 +17,8 @@ from functools import cache
 import numpy as np
 import numpy.typing as npt
 
-from q43nl_numba.convert.errors import ModelFileError
-from q43nl_numba.export.config import JsonFile, is_integer, read_json
+from ..convert.errors import ModelFileError
+from .config import JsonFile, is_integer, read_json
 
 #: How SentencePiece writes a space.
 META_SPACE = "\N{LOWER ONE EIGHTH BLOCK}"

@@ -6,10 +6,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from q43nl_numba import GROUP_BYTES, GROUP_SIZE, dequantize
-from q43nl_numba.convert.job import Cast, Made, Piece
-from q43nl_numba.convert.tensors import SourceFile, StoredTensor, Tensor
-from q43nl_numba.export.tensors import EngineTensor, Floats
+from .. import GROUP_BYTES, GROUP_SIZE, dequantize
+from ..convert.job import Cast, Made, Piece
+from ..convert.tensors import SourceFile, StoredTensor, Tensor
+from .tensors import EngineTensor, Floats
 
 
 @dataclass(frozen=True)

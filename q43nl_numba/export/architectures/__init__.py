@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from q43nl_numba.export.architectures.architecture import Architecture
-from q43nl_numba.export.architectures.gemma import Gemma
-from q43nl_numba.export.architectures.llama import Llama
-from q43nl_numba.export.architectures.mistral import Mistral
-from q43nl_numba.export.architectures.mixtral import Mixtral
-from q43nl_numba.export.architectures.phi3 import Phi3
-from q43nl_numba.export.architectures.qwen2 import Qwen2
-from q43nl_numba.export.architectures.qwen3 import Qwen3
-from q43nl_numba.export.architectures.qwen3moe import Qwen3Moe
-from q43nl_numba.export.architectures.smollm3 import SmolLM3
-from q43nl_numba.export.config import JsonFile
+from ..config import JsonFile
+from .architecture import Architecture
+from .gemma import Gemma
+from .llama import Llama
+from .mistral import Mistral
+from .mixtral import Mixtral
+from .phi3 import Phi3
+from .qwen2 import Qwen2
+from .qwen3 import Qwen3
+from .qwen3moe import Qwen3Moe
+from .smollm3 import SmolLM3
 
 TABLE: tuple[Architecture, ...] = (
     Llama(),

@@ -13,9 +13,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from q43nl_numba.export.config import JsonFile, is_integer
-from q43nl_numba.export.dimensions import Dimensions
-from q43nl_numba.export.tensors import IDENTITY, Affine, EngineTensor, Rotary
+from ..config import JsonFile, is_integer
+from ..dimensions import Dimensions
+from ..tensors import IDENTITY, Affine, EngineTensor, Rotary
 
 FULL, SLIDING, NONE = "full_attention", "sliding_attention", "no_attention"
 

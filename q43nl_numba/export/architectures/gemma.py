@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import math
 
-from q43nl_numba.export.architectures.architecture import Architecture
-from q43nl_numba.export.dimensions import Dimensions
-from q43nl_numba.export.tensors import Affine, EngineTensor
+from ..dimensions import Dimensions
+from ..tensors import Affine, EngineTensor
+from .architecture import Architecture
 
 
 class Gemma(Architecture):

@@ -1,6 +1,6 @@
 """Llama 2 and 3, TinyLlama, SmolLM 1 and 2, and whatever else is saved as a Llama."""
 
-from q43nl_numba.export.architectures.architecture import Architecture
+from .architecture import Architecture
 
 
 class Llama(Architecture):

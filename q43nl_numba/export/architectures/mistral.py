@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from q43nl_numba.export.architectures.architecture import Architecture, window
-from q43nl_numba.export.config import JsonFile
-from q43nl_numba.export.dimensions import Dimensions
+from ..config import JsonFile
+from ..dimensions import Dimensions
+from .architecture import Architecture, window
 
 
 class Mistral(Architecture):

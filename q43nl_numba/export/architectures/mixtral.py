@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from q43nl_numba.export.architectures.architecture import feed_forward, router
-from q43nl_numba.export.architectures.mistral import Mistral
-from q43nl_numba.export.config import JsonFile
-from q43nl_numba.export.dimensions import Dimensions
-from q43nl_numba.export.tensors import EngineTensor
+from ..config import JsonFile
+from ..dimensions import Dimensions
+from ..tensors import EngineTensor
+from .architecture import feed_forward, router
+from .mistral import Mistral
 
 
 class Mixtral(Mistral):

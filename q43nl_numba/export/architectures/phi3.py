@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from q43nl_numba.export.architectures.mistral import Mistral
-from q43nl_numba.export.dimensions import Dimensions
-from q43nl_numba.export.tensors import EngineTensor, Rotary
+from ..dimensions import Dimensions
+from ..tensors import EngineTensor, Rotary
+from .mistral import Mistral
 
 
 class Phi3(Mistral):

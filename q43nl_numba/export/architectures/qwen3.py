@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from q43nl_numba.export.architectures.qwen2 import Qwen2
-from q43nl_numba.export.config import JsonFile
+from ..config import JsonFile
+from .qwen2 import Qwen2
 
 
 class Qwen3(Qwen2):

@@ -170,7 +170,7 @@ def _factorized(
     mean: float,
     num_threads: int | None,
 ) -> Quadratic:
-    """Damp and factorize H times a factor, with its groups in an order, of a given mean diagonal."""
+    """Damp and factorize H times a factor, groups in an order, of a given mean diagonal."""
     hessian = options.hessian
     columns, groups = hessian.shape[0], order.size
     threads = thread_count(num_threads, _COST * columns**3 / 3)

@@ -37,7 +37,13 @@ _KEPT_BUILDS: Final = 5
 _KERNEL_FOLDERS: Final = (".", "kernels", "methods", "methods/optimal", "methods/predictor")
 """Where code and constants of kernels come from, relative to the package."""
 
-_COMPILER_SETTINGS: Final = ("BOUNDSCHECK", "DEBUGINFO_DEFAULT", "LOOP_VECTORIZE", "OPT", "SLP_VECTORIZE")
+_COMPILER_SETTINGS: Final = (
+    "BOUNDSCHECK",
+    "DEBUGINFO_DEFAULT",
+    "LOOP_VECTORIZE",
+    "OPT",
+    "SLP_VECTORIZE",
+)
 """Settings of Numba, besides the target processor, that change the machine code."""
 
 
@@ -65,16 +71,12 @@ class KernelCache:
     def load_overload(self, signature: Any, target_context: Any) -> Any:
         """Return the compiled kernel for a signature, or None."""
         target_context.refresh()
+        found = None
         with _tolerant("read from"):
             path = self._path(signature, target_context.codegen())
-            if path is None or not path.exists():
-                return None
-            content = path.read_bytes()
-            payload = content[_CHECKSUM_BYTES:]
-            if hashlib.sha256(payload).digest() != content[:_CHECKSUM_BYTES]:
-                raise ValueError(f"{path.name} is damaged")
-            return CompileResult._rebuild(target_context, *pickle.loads(payload))
-        return None
+            if path is not None and path.exists():
+                found = CompileResult._rebuild(target_context, *pickle.loads(_read(path)))  # type: ignore[no-untyped-call]
+        return found
 
     def save_overload(self, signature: Any, compiled: Any) -> None:
         """Keep a compiled kernel for the processes to come."""
@@ -82,7 +84,7 @@ class KernelCache:
             path = self._path(signature, compiled.library.codegen)
             # Addresses of this process mean nothing in another one.
             if path is not None and not compiled.library.has_dynamic_globals:
-                payload = dumps(compiled._reduce())
+                payload = dumps(compiled._reduce())  # type: ignore[no-untyped-call]
                 _write_whole(path, hashlib.sha256(payload).digest() + payload)
 
     def flush(self) -> None:
@@ -106,7 +108,8 @@ def cache_folder() -> Path | None:
     asked_for = numba.config.CACHE_DIR  # type: ignore[attr-defined]
     if build is None:
         return None
-    parent = Path(asked_for or AppDirs("q43nl_numba", appauthor=False).user_cache_dir, "q43nl_numba")
+    users = AppDirs("numba", appauthor=False).user_cache_dir  # type: ignore[no-untyped-call]
+    parent = Path(asked_for or users, "q43nl_numba")
     folder = parent / f"{__version__}-{build}"
     try:
         is_new = not folder.is_dir()
@@ -129,7 +132,12 @@ def _build_digest() -> str | None:
     if not sources:  # installed without sources, or in an archive
         return None
     settings = {name: getattr(numba.config, name, None) for name in _COMPILER_SETTINGS}
-    versions = (sys.implementation.cache_tag, numba.__version__, llvmlite.__version__, np.__version__)
+    versions = (
+        sys.implementation.cache_tag,
+        numba.__version__,
+        llvmlite.__version__,
+        np.__version__,
+    )
     digest = hashlib.sha256(repr((versions, settings)).encode())
     for path in sources:
         content = path.read_bytes()
@@ -143,6 +151,15 @@ def _remove_old_builds(parent: Path) -> None:
     builds = sorted(parent.iterdir(), key=lambda folder: folder.stat().st_mtime, reverse=True)
     for folder in builds[_KEPT_BUILDS:]:
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def _read(path: Path) -> bytes:
+    """Return the content of an entry, without its checksum; an error if they do not fit."""
+    content = path.read_bytes()
+    payload = content[_CHECKSUM_BYTES:]
+    if hashlib.sha256(payload).digest() != content[:_CHECKSUM_BYTES]:
+        raise ValueError(f"{path.name} is damaged")
+    return payload
 
 
 def _write_whole(path: Path, content: bytes) -> None:

@@ -71,7 +71,7 @@ def check_damping(damping: Any) -> float:
     """Check a `damping` argument: a number from 0 to `MOST_DAMPING`."""
     if isinstance(damping, bool) or not isinstance(damping, (Real, np.number)):
         raise TypeError(f"damping must be a number, found {damping!r}")
-    if not 0 <= damping <= MOST_DAMPING:
+    if not 0 <= float(damping) <= MOST_DAMPING:
         raise ValueError(f"damping must be a number from 0 to {MOST_DAMPING:g}, found {damping!r}")
     return float(damping)
 
@@ -170,7 +170,7 @@ def _factorized(
     mean: float,
     num_threads: int | None,
 ) -> Quadratic:
-    """Damp and factorize H, with its groups in an order, its mean diagonal given, times a factor."""
+    """Damp and factorize H times a factor, groups in an order, of a given mean diagonal."""
     hessian = options.hessian
     columns, groups = hessian.shape[0], order.size
     threads = thread_count(num_threads, _COST * columns**3 / 3)

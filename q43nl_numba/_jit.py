@@ -21,7 +21,7 @@ import numba
 import numpy as np
 from numba.core.ccallback import CFunc
 from numba.core.sigutils import normalize_signature
-from numba.extending import intrinsic
+from numba.extending import intrinsic, overload
 
 from ._cache import KernelCache
 
@@ -30,6 +30,18 @@ T = TypeVar("T")
 
 prange = numba.prange
 types = numba.types
+__all__ = [
+    "IS_COMPILED",
+    "Build",
+    "TileFunction",
+    "compiling",
+    "fma",
+    "helper",
+    "inlined",
+    "overload",
+    "prange",
+    "types",
+]
 
 IS_COMPILED: Final = not numba.config.DISABLE_JIT  # type: ignore[attr-defined]
 """False where ``NUMBA_DISABLE_JIT`` asks for plain Python."""
@@ -123,9 +135,8 @@ class TileFunction:
         return self._compiled
 
     def _compile(self) -> Any:
-        compiled: Any = CFunc(
-            self._function, normalize_signature(self._signature), locals={}, options=dict(_OPTIONS)
-        )
+        signature = normalize_signature(self._signature)  # type: ignore[no-untyped-call]
+        compiled: Any = CFunc(self._function, signature, locals={}, options=dict(_OPTIONS))
         compiled._cache = KernelCache(self._name)
         compiled.compile()
         return compiled
@@ -198,5 +209,7 @@ def _fma_instruction(typing_context: Any, a: Any, b: Any, c: Any) -> Any:
     return kind(kind, kind, kind), generate
 
 
-fma: Callable[[Any, Any, Any], Any] = _fma_instruction if IS_COMPILED else _multiply_add
+fma: Callable[[Any, Any, Any], Any] = cast(
+    "Any", _fma_instruction if IS_COMPILED else _multiply_add
+)
 """``a * b + c`` with a single rounding, to float64 where all three are, else to float32."""

@@ -6,7 +6,7 @@ import argparse
 from collections.abc import Callable
 from typing import Any, NoReturn
 
-from q43nl_numba._process import PROGRAM, WRONG_USAGE, say
+from ._process import PROGRAM, WRONG_USAGE, say
 
 
 class Parser(argparse.ArgumentParser):
@@ -60,7 +60,7 @@ class _ShowVersion(argparse.Action):
     """The action of ``--version``; only it imports the version."""
 
     def __call__(self, parser: argparse.ArgumentParser, *_: object) -> NoReturn:
-        from q43nl_numba import __version__
+        from . import __version__
 
         print(f"{PROGRAM} {__version__}")
         parser.exit()

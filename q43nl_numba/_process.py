@@ -139,7 +139,7 @@ def _ended_by(number: int) -> int:
 
 def say(line: str) -> None:
     """Print one line on stderr, if there still is one."""
-    from q43nl_numba._text import printable
+    from ._text import printable
 
     with contextlib.suppress(OSError, AttributeError, ValueError):
         sys.stderr.write(f"{PROGRAM}: {printable(line)}\n")
@@ -160,7 +160,7 @@ def _show_traceback(error: BaseException) -> None:
     """Print a traceback, in which a name from a file may not disturb the terminal either."""
     import traceback
 
-    from q43nl_numba._text import printable
+    from ._text import printable
 
     lines = "".join(traceback.format_exception(error)).split("\n")
     with contextlib.suppress(OSError, ValueError):

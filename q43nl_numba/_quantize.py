@@ -14,6 +14,7 @@ from ._arrays import (
     check_importance,
     check_num_threads,
     check_out,
+    check_storable,
     check_whole_groups,
     importance_pieces,
     is_in_place,
@@ -27,8 +28,6 @@ from .methods import Method
 
 METHODS: tuple[str, ...] = tuple(methods.TABLE)
 """Names of the methods that `q43nl` takes."""
-
-_CHECKED_WEIGHTS = 1 << 16
 
 
 def q43nl(
@@ -122,7 +121,8 @@ def q43nl(
         The tensor is not an array of real numbers, or an argument has the wrong type.
     ValueError
         The tensor's size is no multiple of 32, it holds NaN, infinity or a magnitude above 65504,
-        the hessian is not symmetric or, with the damping, not positive definite, or an argument is out of its range or belongs to another method.
+        the hessian is not symmetric or, with the damping, not positive definite, or an argument is
+        out of its range or belongs to another method.
     MemoryError
         There is not enough memory for the result or for the search.
     RuntimeError
@@ -247,48 +247,3 @@ def largest_storable_weight(method: str, *, codes: str = "full", **options: Any)
 def largest_storable(method: Method, parameters: Any) -> float:
     """Return the largest magnitude that a method can store, on one side of zero at least."""
     return LARGEST_STORABLE if method.joint and parameters.full else MAX_SCALE
-
-
-def check_storable(array: NDArray[Any], largest: float = MAX_SCALE) -> None:
-    """Raise an error that says where an array holds what no scale can express, if it does.
-
-    `largest` is the largest magnitude; of each group, one side of zero must keep to `MAX_SCALE`.
-    """
-    wide = np.result_type(array.dtype, np.float32) if array.dtype.kind == "f" else np.float32
-    not_finite = 0
-    first_not_finite = first_too_large = -1
-    at = 0
-    for piece in pieces(array, wide, _CHECKED_WEIGHTS):
-        finite = np.isfinite(piece)
-        bad = piece.size - int(np.count_nonzero(finite))
-        if bad and not not_finite:
-            first_not_finite = at + int(np.argmin(finite))
-        not_finite += bad
-        too_large = is_too_large(piece.astype(np.float32, copy=False), largest)  # as quantized
-        if first_too_large < 0 and too_large.any():
-            first_too_large = at + int(np.argmax(too_large))
-        at += piece.size
-    if not_finite:
-        raise ValueError(
-            f"tensor must be finite, found {not_finite} NaN or infinite values, "
-            f"the first ({_value(array, first_not_finite)}) at flat index {first_not_finite}"
-        )
-    if first_too_large >= 0:
-        further = f" ({largest:g} on one side of zero)" if largest > MAX_SCALE else ""
-        raise ValueError(
-            f"tensor must not exceed {MAX_SCALE:g} in magnitude, the largest float16 scale"
-            f"{further}, found {_value(array, first_too_large)} at flat index {first_too_large}"
-        )
-
-
-def is_too_large(weights: NDArray[np.float32], largest: float) -> NDArray[np.bool_]:
-    """Return which weights no scale can express, on both sides of zero at once or at all."""
-    groups = weights.reshape(-1, GROUP_SIZE)
-    above, below = groups > MAX_SCALE, groups < -MAX_SCALE
-    both = np.any(above, axis=1, keepdims=True) & np.any(below, axis=1, keepdims=True)
-    too_large: NDArray[np.bool_] = (np.abs(groups) > largest) | ((above | below) & both)
-    return too_large.reshape(-1)
-
-
-def _value(array: NDArray[Any], flat_index: int) -> str:
-    return str(array[np.unravel_index(flat_index, array.shape)])

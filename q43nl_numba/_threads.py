@@ -2,8 +2,8 @@
 
 An interrupt (Ctrl-C) becomes an exception between two steps of the main thread's Python code. So
 whatever must not be left half done is one step: CPython takes and releases a lock in a ``with``
-statement, and calls a compiled function, without looking for interrupts in between. (`_jit` compiles
-on a thread of its own, where no interrupts arrive.)
+statement, and calls a compiled function, without looking for interrupts in between. (`_jit`
+compiles on a thread of its own, where no interrupts arrive.)
 """
 
 from __future__ import annotations
@@ -85,11 +85,11 @@ class _Pool:
         """Wait until no other thread launches or compiles: the child would wait for it for ever."""
         self._turn.acquire()
         compiling.acquire()
-        global_compiler_lock.acquire()
+        global_compiler_lock.acquire()  # type: ignore[no-untyped-call]
 
     def after_fork_in_parent(self) -> None:
         """Let the other threads go on."""
-        global_compiler_lock.release()
+        global_compiler_lock.release()  # type: ignore[no-untyped-call]
         compiling.release()
         self._turn.release()
 

@@ -22,6 +22,28 @@ settings.register_profile(
 )
 settings.load_profile("q43nl")
 
+# The quick selection (`pytest -m quick`): the bytes, the calls, the errors, in less than a minute.
+# `.ci/run` passes it on every Python and with the oldest requirements.
+QUICK = (
+    "test_dequantize.py",
+    "test_digests.py",
+    "test_errors.py",
+    "test_golden.py",
+    "test_statistics.py",
+    "test_inputs.py",
+    "test_layout.py",
+)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark the tests of the quick selection, except slow ones."""
+    gone = [name for name in QUICK if not (Path(__file__).parent / name).exists()]
+    if gone:
+        raise pytest.UsageError(f"QUICK in tests/conftest.py must name test files, found {gone}")
+    for item in items:
+        if item.path.name in QUICK and not item.get_closest_marker("slow"):
+            item.add_marker("quick")
+
 
 @pytest.fixture
 def rng() -> np.random.Generator:

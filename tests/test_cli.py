@@ -300,7 +300,7 @@ def test_every_option_of_every_method_is_offered(capsys: pytest.CaptureFixture[s
         assert f"--{name.replace('_', '-')} " in shown
         default = parameters[name].default
         assert default is None or f"(default: {default})" in shown
-    assert "iterations of Adam, of the method gradient (default: 5)" in shown
+    assert "iterations of Adam; of the method gradient (default: 5)" in shown
     assert "of the methods optimal and exact (default: full)" in shown
 
 
@@ -555,6 +555,27 @@ def test_reports_that_cannot_be_written_are_refused_first(
         message = failing(capsys, "convert", model, tmp_path / "out", "--report", path)
         assert message == f"{path}: {problem}"
         assert not (tmp_path / "out").exists()
+
+
+def test_a_scheduler_that_is_not_there(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("distributed")
+    arguments = ("convert", folder, tmp_path / "out", "--scheduler", "nonsense://127.0.0.1:1")
+    message = failing(capsys, *arguments)
+    assert message.startswith("there is no Dask scheduler at nonsense://127.0.0.1:1")
+
+
+@pytest.mark.parametrize("name", ["config.json", "model.safetensors.index.json", "."])
+def test_a_report_never_replaces_the_output(
+    folder: Path, tmp_path: Path, name: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out.json"
+    arguments = ["convert", str(folder), str(out), "--report", str(out / name)]
+    assert cli.main(arguments) == 2
+    problem = "is the output" if name == "." else "is a file of the model"
+    assert problem in the_error(capsys.readouterr().err)
+    assert not out.exists()
 
 
 def test_verify(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -297,7 +297,7 @@ def test_any_matrix(data):
 
 @pytest.mark.parametrize("method", ["grid", "optimal"])
 def test_dead_columns_count_nothing(method):
-    """What stands in them changes nothing elsewhere, for a method that lets it have no influence."""
+    """What stands in them changes nothing elsewhere, if the method gives it no influence."""
     weights, hessian = draw_weights(40, 160), dead(160)
     columns = np.diag(hessian) == 0
     packed = q43nl(weights, method, hessian=hessian)

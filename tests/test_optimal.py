@@ -8,9 +8,9 @@ import samples
 
 from q43nl_numba import dequantize, q43nl
 from q43nl_numba.kernels.joint import LARGEST_STORABLE
+from q43nl_numba.kernels.tile import LANES
 from q43nl_numba.methods import exact
 from q43nl_numba.methods.optimal import refinement
-from q43nl_numba.kernels.tile import LANES
 
 JOINT = ("optimal", "exact")
 every_free = pytest.mark.parametrize("method", JOINT)
@@ -150,7 +150,9 @@ def test_the_work_of_exact_is_bounded(monkeypatch):
     assert 90e-9 * one_more < 0.1  # nanoseconds that a box takes
     packed = q43nl(weights, "exact", importance=importance)
     found = oracle.errors(weights, packed, importance)
-    assert found <= oracle.errors(weights, q43nl(weights, "grid", importance=importance), importance)
+    assert found <= oracle.errors(
+        weights, q43nl(weights, "grid", importance=importance), importance
+    )
 
 
 def test_gain_over_grid(normal):

@@ -191,10 +191,14 @@ def test_tensors_of_equal_weights(weights: np.ndarray) -> None:
 
 def test_many_tensors_are_folded_and_then_only_counted(report: ConvertReport) -> None:
     many = ConvertReport(report.packed * 70, (), 12, 12, 0.0)
-    read = Reader(html_page(many, "a", "b"))
+    page = html_page(many, "a", "b")
+    read = Reader(page)
     rows = len(read.tables["packed-tensors"]) + len(read.tables["packed-tensors-more"]) - 2
     assert rows == 2000
-    assert "And 310 more" in html_page(many, "a", "b")
+    assert "And 310 more" in page
+    huge = html_page(ConvertReport(report.packed * 140, (), 12, 12, 0.0), "a", "b")
+    assert "of the 4,000 worst tensors" in huge
+    assert Reader(huge).marks["circle"] == 4000
 
 
 @pytest.mark.parametrize(

@@ -22,7 +22,9 @@ any_groups = hnp.arrays(
 def assert_both_ways_agree(groups):
     with np.errstate(all="ignore"):
         whole = statistics.group_statistics(groups)
-        parts = [statistics.group_statistics(groups[at : at + 7]) for at in range(0, len(groups), 7)]
+        parts = [
+            statistics.group_statistics(groups[at : at + 7]) for at in range(0, len(groups), 7)
+        ]
     np.testing.assert_array_equal(whole, np.hstack(parts))
 
 

@@ -4,11 +4,11 @@
 ``measuring`` makes the rows, ``printing`` shows them, ``command`` is ``q43nl-numba compare``.
 """
 
-from q43nl_numba.compare.distributions import DISTRIBUTIONS, draw
-from q43nl_numba.compare.measuring import Row, best_times, compare
-from q43nl_numba.compare.printing import format_json, format_table, machine_facts
-from q43nl_numba.compare.samples import Sample, read_sample
-from q43nl_numba.compare.variants import ALL_VARIANTS, VARIANTS, Variant, select_variants
+from .distributions import DISTRIBUTIONS, draw
+from .measuring import Row, best_times, compare
+from .printing import format_json, format_table, machine_facts
+from .samples import Sample, read_sample
+from .variants import ALL_VARIANTS, VARIANTS, Variant, select_variants
 
 __all__ = [
     "ALL_VARIANTS",

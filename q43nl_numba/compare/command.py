@@ -5,14 +5,14 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from q43nl_numba import GROUP_SIZE
-from q43nl_numba._parser import add_num_threads, integer_from
-from q43nl_numba._process import DONE
-from q43nl_numba.compare.distributions import DISTRIBUTIONS, draw
-from q43nl_numba.compare.measuring import LEAST_ROUNDS, SHORTEST_TIMING, compare
-from q43nl_numba.compare.printing import format_json, format_table, machine_facts
-from q43nl_numba.compare.samples import DEFAULT_FILE_SIZE, Sample, read_sample
-from q43nl_numba.compare.variants import (
+from .. import GROUP_SIZE
+from .._parser import add_num_threads, integer_from
+from .._process import DONE
+from .distributions import DISTRIBUTIONS, draw
+from .measuring import LEAST_ROUNDS, SHORTEST_TIMING, compare
+from .printing import format_json, format_table, machine_facts
+from .samples import DEFAULT_FILE_SIZE, Sample, read_sample
+from .variants import (
     VARIANTS,
     Variant,
     check_variant_name,

@@ -12,9 +12,9 @@ from typing import Any, TypeVar
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from q43nl_numba import GROUP_SIZE, q43nl, quality
-from q43nl_numba.compare.variants import REFERENCE, VARIANTS, Variant
-from q43nl_numba._quantize import is_too_large
+from .. import GROUP_SIZE, q43nl, quality
+from .._arrays import is_too_large
+from .variants import REFERENCE, VARIANTS, Variant
 
 LEAST_ROUNDS = 5
 SHORTEST_TIMING = 0.5  # seconds for all variants together

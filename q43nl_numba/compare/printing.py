@@ -10,10 +10,10 @@ from importlib import metadata
 import numba
 import numpy as np
 
-from q43nl_numba import __version__
-from q43nl_numba._text import columns, display_width, json_text, number, printable
-from q43nl_numba.compare.measuring import Row
-from q43nl_numba.compare.samples import Sample
+from .. import __version__
+from .._text import columns, display_width, json_text, number, printable
+from .measuring import Row
+from .samples import Sample
 
 
 def machine_facts(num_threads: int | None = None) -> dict[str, str | int]:

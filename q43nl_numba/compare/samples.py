@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING, Any, cast
 import numpy as np
 from numpy.typing import NDArray
 
-from q43nl_numba import GROUP_SIZE
-from q43nl_numba._layout import MAX_SCALE
-from q43nl_numba._quantize import is_too_large
+from .. import GROUP_SIZE
+from .._arrays import is_too_large
+from .._layout import MAX_SCALE
 
 if TYPE_CHECKING:
-    from q43nl_numba.convert.tensors import Tensor
+    from ..convert.tensors import Tensor
 
 DEFAULT_FILE_SIZE = 1_048_576
 
@@ -105,7 +105,7 @@ def _read_npy(path: Path, most_groups: int, largest: float) -> Sample:
 
 def _read_model(path: Path, most_groups: int, largest: float) -> Sample:
     """Read a sample of a model: groups taken evenly over all matrices, a piece at a time."""
-    from q43nl_numba.convert.model import open_model  # the convert extra is needed for models only
+    from ..convert.model import open_model  # the convert extra is needed for models only
 
     matrices = [tensor for tensor in open_model(path).tensors.values() if _is_matrix(tensor)]
     total = sum(tensor.size for tensor in matrices) // GROUP_SIZE
@@ -133,7 +133,7 @@ def _is_matrix(tensor: Tensor) -> bool:
 
 def _groups(tensor: Tensor, indices: NDArray[np.int64]) -> NDArray[np.float32]:
     """Return some groups of a tensor."""
-    from q43nl_numba.convert.tensors import piece_bounds
+    from ..convert.tensors import piece_bounds
 
     parts = []
     for start, stop in piece_bounds(tensor.shape):

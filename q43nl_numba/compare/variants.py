@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from q43nl_numba import METHODS
-from q43nl_numba._quantize import largest_storable_weight
+from .. import METHODS
+from .._quantize import largest_storable_weight
 
 
 @dataclass(frozen=True)

@@ -16,17 +16,14 @@ metadata what the way back needs; ``judging`` measures what was lost.
 
 from __future__ import annotations
 
-import os
-from typing import Any
-
-from q43nl_numba.convert.contents import CurveDistribution, FileContents, TensorContents, inspect
-from q43nl_numba.convert.converting import convert_model, plan_model
-from q43nl_numba.convert.errors import ModelFileError
-from q43nl_numba.convert.job import Progress
-from q43nl_numba.convert.judging import Figures, Sample
-from q43nl_numba.convert.progress import shown_progress
-from q43nl_numba.convert.restoring import restore
-from q43nl_numba.convert.results import (
+from .contents import CurveDistribution, FileContents, TensorContents, inspect
+from .converting import convert, convert_model, plan_model
+from .errors import ModelFileError
+from .job import Progress
+from .judging import Figures, Sample
+from .progress import shown_progress
+from .restoring import restore
+from .results import (
     ConvertPlan,
     ConvertReport,
     KeptTensor,
@@ -36,43 +33,9 @@ from q43nl_numba.convert.results import (
     RestoreReport,
     VerifyReport,
 )
-from q43nl_numba.convert.rules import KEEP_DTYPES, Rule, read_rules
-from q43nl_numba.convert.run import Unfinished, unfinished
-from q43nl_numba.convert.verifying import verify_model
-
-
-def convert(
-    source: str | os.PathLike[str],
-    destination: str | os.PathLike[str],
-    method: str = "gradient",
-    *,
-    progress: bool = False,
-    **arguments: Any,
-) -> ConvertReport:
-    """Quantize a model to Q43NL: `convert_model` with a progress bar.
-
-    Parameters
-    ----------
-    source, destination, method
-        As in `convert_model`.
-    progress : bool
-        Show a bar on stderr if that is a terminal, else a line now and then.
-    **arguments
-        Keyword arguments of `convert_model`.
-
-    Returns
-    -------
-    ConvertReport
-        What was packed, with its quality, what was kept and why, and the totals.
-
-    Raises
-    ------
-    OSError, ModelFileError, ValueError, TypeError, ModuleNotFoundError
-        As `convert_model` does.
-    """
-    with shown_progress(shown=progress) as callback:
-        return convert_model(source, destination, method, progress=callback, **arguments)
-
+from .rules import KEEP_DTYPES, Rule, read_rules
+from .run import Unfinished, unfinished
+from .verifying import verify_model
 
 __all__ = [
     "KEEP_DTYPES",

@@ -9,11 +9,13 @@ import os
 from collections.abc import Iterator
 from typing import Any
 
-from q43nl_numba import METHODS
-from q43nl_numba._parser import add_num_threads
-from q43nl_numba._process import DONE, FAILED, can_print, say
-from q43nl_numba._text import count_text, json_text
-from q43nl_numba.convert import (
+from .. import METHODS
+from .._parser import add_num_threads
+from .._process import DONE, FAILED, can_print, say
+from .._text import count_text, json_text
+from ..methods import TABLE
+from ..methods.method import Option
+from . import (
     KEEP_DTYPES,
     ConvertReport,
     ModelFileError,
@@ -25,8 +27,8 @@ from q43nl_numba.convert import (
     unfinished,
     verify_model,
 )
-from q43nl_numba.convert.output import check_output, whole_file
-from q43nl_numba.convert.report import (
+from .output import check_output, whole_file
+from .report import (
     convert_document,
     plan_document,
     plan_table,
@@ -35,20 +37,10 @@ from q43nl_numba.convert.report import (
     verify_document,
     verify_table,
 )
-from q43nl_numba.convert.rules import Treatment, check_treatment
-from q43nl_numba.convert.shards import parse_size
-from q43nl_numba.methods import TABLE
+from .rules import Treatment, check_treatment
+from .shards import parse_size
 
 _DEFAULT_METHOD = "gradient"
-
-#: What each option of the methods is, for the help.
-OPTION_HELP = {
-    "grid_size": "candidates that are tried",
-    "gd_iterations": "iterations of Adam",
-    "gd_lr": "learning rate",
-    "effort": "1 (fast) to 9 (near to exact)",
-    "codes": "full, or symmetric for readers of codes -7 to 7 and positive scales alone",
-}
 
 _CONVERT_EXAMPLES = """\
 examples:
@@ -58,6 +50,7 @@ examples:
   q43nl-numba convert model-folder out-folder --report report.html
   q43nl-numba convert model-folder out-folder --rules rules.toml --dry-run
   q43nl-numba convert model-folder out-folder --max-shard-size 2GB --resume
+  q43nl-numba convert model-folder out-folder --scheduler tcp://host:8786
   q43nl-numba convert model.gguf out.safetensors --method predictor
 
 a rule file is TOML; the first rule that matches a tensor decides:
@@ -90,7 +83,7 @@ examples:
 
 
 def declare_convert(parser: argparse.ArgumentParser) -> None:
-    """Declare the arguments of ``convert``."""
+    """Declare the arguments of ``convert``, but for statistics of the model's inputs."""
     parser.description = (
         "Quantize every floating tensor of two and more dimensions whose last dimension is a\n"
         "multiple of 32, copy the rest, and show what it cost, worst tensor first. The input is a\n"
@@ -99,10 +92,18 @@ def declare_convert(parser: argparse.ArgumentParser) -> None:
     parser.epilog = _CONVERT_EXAMPLES
     _add_models(parser, "model file or folder to read", "file or new folder to write")
     _add_choice(parser.add_argument_group("which tensors, and how"))
-    _add_method(parser.add_argument_group("method"))
+    add_method(parser.add_argument_group("method"))
     _add_layout(parser.add_argument_group("output"))
+    parser.add_argument(
+        "--scheduler",
+        metavar="ADDRESS",
+        help="let the workers of a Dask cluster do the work, such as tcp://host:8786; they must "
+        "see the same files",
+    )
     _add_reports(parser.add_argument_group("report"))
-    parser.set_defaults(run=_run_convert, usage_error=parser.error)
+    parser.set_defaults(
+        run=_run_convert, conversion=lambda args: convert_model, usage_error=parser.error
+    )
 
 
 def _add_choice(group: Any) -> None:
@@ -131,8 +132,8 @@ def _add_choice(group: Any) -> None:
     group.add_argument(
         "--importance",
         metavar="FILE",
-        help="safetensors file of weights of the squared errors by tensor name: of the tensor's "
-        "shape, or a number for each column",
+        help="weights of the squared errors: a safetensors file by tensor name (of the tensor's "
+        "shape, or a number for each column), as calibrate writes it, or a file of llama-imatrix",
     )
     group.add_argument(
         "--allow-empty", action="store_true", help="do not fail where no tensor is quantized"
@@ -147,11 +148,11 @@ def _add_layout(group: Any) -> None:
     group.add_argument(
         "--max-shard-size",
         metavar="SIZE",
-        type=_size,
+        type=shard_size,
         help="write files of at most so many bytes of weights, such as 5GB",
     )
-    _add_no_clobber(group)
-    _add_resume(group)
+    add_no_clobber(group)
+    add_resume(group)
 
 
 def _add_reports(group: Any) -> None:
@@ -169,11 +170,12 @@ def _add_reports(group: Any) -> None:
         help="write a report: report.json for programs, report.html to look at; may be given "
         "several times",
     )
-    _add_output_format(group, long_tables=True)
+    add_output_format(group, long_tables=True)
 
 
 def _run_convert(args: argparse.Namespace) -> int:
     """Convert, or plan to, and print."""
+    convert = args.conversion(args)
     arguments = {
         "include": args.include,
         "exclude": args.exclude,
@@ -193,13 +195,14 @@ def _run_convert(args: argparse.Namespace) -> int:
         print(json_text(plan_document(plan)) if args.json else plan_table(plan))
         return DONE
     for path in args.report:
-        _check_report(path, args)
+        check_report(path, args)
     with _unfinished_named(args.destination), shown_progress() as progress:
-        report = convert_model(
+        report = convert(
             args.source,
             args.destination,
             args.method,
             resume=args.resume,
+            scheduler=args.scheduler,
             progress=progress,
             **arguments,
         )
@@ -211,7 +214,7 @@ def _run_convert(args: argparse.Namespace) -> int:
 
 def _checked_options(args: argparse.Namespace) -> dict[str, Any]:
     """Return the keyword arguments of `q43nl` that were given, or end with wrong usage."""
-    options = _given_options(args)
+    options = given_options(args)
     try:
         check_treatment(Treatment(args.method, tuple(options.items())))
     except (TypeError, ValueError) as error:
@@ -219,14 +222,20 @@ def _checked_options(args: argparse.Namespace) -> dict[str, Any]:
     return options
 
 
-def _check_report(path: str, args: argparse.Namespace) -> None:
+def check_report(path: str, args: argparse.Namespace) -> None:
     """Refuse a report that cannot be written, before hours of work."""
     try:
         report_format(path)
     except ModelFileError as error:
         args.usage_error(f"argument --report: {error}")
+    name = os.path.basename(path)
+    taken = name.endswith(".index.json") or os.path.exists(os.path.join(args.source, name))
+    if os.path.realpath(path) == os.path.realpath(args.destination):
+        args.usage_error(f"argument --report: {path} is the output")
     if not _is_inside(path, args.destination):  # such a folder does not exist yet
         check_output(args.source, path)
+    elif taken:
+        args.usage_error(f"argument --report: {path} is a file of the model")
 
 
 def _is_inside(path: str, folder: str) -> bool:
@@ -260,9 +269,9 @@ def declare_restore(parser: argparse.ArgumentParser) -> None:
     )
     parser.epilog = _RESTORE_EXAMPLES
     _add_models(parser, "converted file or folder to read", "file or new folder to write")
-    _add_no_clobber(parser)
-    _add_resume(parser)
-    _add_output_format(parser)
+    add_no_clobber(parser)
+    add_resume(parser)
+    add_output_format(parser)
     add_num_threads(parser)
     parser.set_defaults(run=_run_restore)
 
@@ -298,7 +307,7 @@ def declare_verify(parser: argparse.ArgumentParser) -> None:
         metavar="DB",
         help="the least signal-to-noise ratio that every packed tensor must have",
     )
-    _add_output_format(parser, long_tables=True)
+    add_output_format(parser, long_tables=True)
     add_num_threads(parser)
     parser.set_defaults(run=_run_verify, usage_error=parser.error)
 
@@ -339,7 +348,7 @@ def declare_inspect(parser: argparse.ArgumentParser) -> None:
     )
     parser.epilog = _INSPECT_EXAMPLES
     parser.add_argument("source", metavar="MODEL", help="model file or folder to look into")
-    _add_output_format(parser, long_tables=True)
+    add_output_format(parser, long_tables=True)
     parser.set_defaults(run=_run_inspect)
 
 
@@ -359,14 +368,14 @@ def _add_models(parser: argparse.ArgumentParser, source: str, target: str) -> No
     parser.add_argument("destination", metavar="OUT", help=f"{target}; appears when complete")
 
 
-def _add_no_clobber(parser: Any) -> None:
+def add_no_clobber(parser: Any) -> None:
     """Declare ``--no-clobber``."""
     parser.add_argument(
         "--no-clobber", action="store_true", help="refuse to replace an existing file"
     )
 
 
-def _add_resume(parser: Any) -> None:
+def add_resume(parser: Any) -> None:
     """Declare ``--resume``."""
     parser.add_argument(
         "--resume",
@@ -375,7 +384,7 @@ def _add_resume(parser: Any) -> None:
     )
 
 
-def _add_output_format(parser: Any, *, long_tables: bool = False) -> None:
+def add_output_format(parser: Any, *, long_tables: bool = False) -> None:
     """Declare how the report is printed."""
     parser.add_argument("--json", action="store_true", help="print a JSON object, not a table")
     if long_tables:
@@ -384,7 +393,7 @@ def _add_output_format(parser: Any, *, long_tables: bool = False) -> None:
         )
 
 
-def _size(text: str) -> int:
+def shard_size(text: str) -> int:
     """Return a number of bytes: an argument type."""
     try:
         return parse_size(text)
@@ -392,7 +401,7 @@ def _size(text: str) -> int:
         raise argparse.ArgumentTypeError(str(error)) from None
 
 
-def _add_method(parser: Any) -> None:
+def add_method(parser: Any) -> None:
     """Declare the method and the options of all methods, from their table."""
     parser.add_argument(
         "--method",
@@ -400,13 +409,14 @@ def _add_method(parser: Any) -> None:
         default=_DEFAULT_METHOD,
         help=f"how (default: {_DEFAULT_METHOD})",
     )
-    for name, default, methods in _method_options():
+    for option, methods in _method_options():
+        kind = type(option.default)
         of = f"method{'s' if len(methods) > 1 else ''} {' and '.join(methods)}"
         parser.add_argument(
-            f"--{name.replace('_', '-')}",
-            type=type(default),
-            metavar={int: "N", float: "X"}.get(type(default), "WORD"),
-            help=f"{OPTION_HELP.get(name, name)}, of the {of} (default: {default})",
+            f"--{option.name.replace('_', '-')}",
+            type=kind,
+            metavar={int: "N", float: "X"}.get(kind, "WORD"),
+            help=f"{option.help}; of the {of} (default: {option.default})",
         )
     parser.add_argument(
         "--eps-scale",
@@ -418,19 +428,14 @@ def _add_method(parser: Any) -> None:
     add_num_threads(parser)
 
 
-def _method_options() -> Iterator[tuple[str, int | float | str, list[str]]]:
-    """Yield the name, the default and the methods of each option in the methods' table."""
+def _method_options() -> Iterator[tuple[Option, list[str]]]:
+    """Yield each option in the methods' table, and the names of the methods that take it."""
     options = {option.name: option for method in TABLE.values() for option in method.options}
-    for name, option in options.items():
-        takers = [
-            method.name
-            for method in TABLE.values()
-            if any(option.name == name for option in method.options)
-        ]
-        yield name, option.default, takers
+    for option in options.values():
+        yield option, [method.name for method in TABLE.values() if option in method.options]
 
 
-def _given_options(args: argparse.Namespace) -> dict[str, Any]:
+def given_options(args: argparse.Namespace) -> dict[str, Any]:
     """Return the keyword arguments of `q43nl` that were given."""
-    names = [*(name for name, _, _ in _method_options()), "eps_scale", "num_threads"]
+    names = [*(option.name for option, _ in _method_options()), "eps_scale", "num_threads"]
     return {name: value for name in names if (value := getattr(args, name)) is not None}

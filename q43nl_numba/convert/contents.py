@@ -10,14 +10,14 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from q43nl_numba import GROUP_DTYPE
-from q43nl_numba._text import count_text, number, printable, shape_text
-from q43nl_numba.convert.container import QTYPE, Entry
-from q43nl_numba.convert.model import open_model
-from q43nl_numba.convert.record import RECORD_KEY, Record
-from q43nl_numba.convert.report import MOST_ROWS, table_lines
-from q43nl_numba.convert.restoring import Unpack
-from q43nl_numba.convert.tensors import StoredTensor, Tensor
+from .. import GROUP_DTYPE
+from .._text import count_text, number, printable, shape_text
+from .container import QTYPE, Entry
+from .model import open_model
+from .record import RECORD_KEY, Record
+from .report import MOST_ROWS, table_lines
+from .restoring import Unpack
+from .tensors import StoredTensor, Tensor
 
 _LOWEST_CURVE = -128
 _BARS = "▁▂▃▄▅▆▇█"

@@ -2,25 +2,28 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any, Final
 
-from q43nl_numba import __version__
-from q43nl_numba.convert.errors import ModelFileError
-from q43nl_numba.convert.folders import check_inside, copy_files
-from q43nl_numba.convert.importance import ImportanceFile
-from q43nl_numba.convert.job import FilePlan, Step, WrittenFile
-from q43nl_numba.convert.judging import Figures
-from q43nl_numba.convert.model import CONFIG_NAME, INDEX_NAME, Model, open_model, read_json
-from q43nl_numba.convert.output import check_output, whole_file
-from q43nl_numba.convert.packing import Pack
-from q43nl_numba.convert.plan import Decision, Wishes, check_not_empty, decide, kept_recipe
-from q43nl_numba.convert.record import Original, is_converted, metadata_with_record
-from q43nl_numba.convert.results import (
+from .. import __version__
+from .errors import ModelFileError
+from .folders import check_inside, copy_files
+from .importance import ImportanceFile
+from .job import FilePlan, Step, WrittenFile
+from .judging import Figures
+from .model import CONFIG_NAME, INDEX_NAME, Model, open_model, read_json
+from .output import check_output, check_output_folder, whole_file
+from .packing import Pack
+from .plan import Decision, Wishes, check_not_empty, decide, kept_recipe
+from .progress import shown_progress
+from .record import Original, is_converted, metadata_with_record
+from .results import (
     ConvertPlan,
     ConvertReport,
     KeptTensor,
@@ -28,7 +31,7 @@ from q43nl_numba.convert.results import (
     PlannedFile,
     PlannedTensor,
 )
-from q43nl_numba.convert.rules import (
+from .rules import (
     CAST_TO,
     KEEP_DTYPES,
     Rule,
@@ -37,9 +40,9 @@ from q43nl_numba.convert.rules import (
     patterns,
     read_rules,
 )
-from q43nl_numba.convert.run import OnProgress, write_folder, write_one_file
-from q43nl_numba.convert.shards import index_text, parse_size, shard_names, split_by_size
-from q43nl_numba.convert.tensors import ScaledTensor, SourceFile
+from .run import OnProgress, WriteFiles, write_folder, write_one_file
+from .shards import index_text, parse_size, shard_names, split_by_size
+from .tensors import ScaledTensor, SourceFile
 
 _WEIGHTS_SUFFIX: Final = ".safetensors"
 _QUANTIZATION_KEY: Final = "quantization_config"
@@ -62,6 +65,7 @@ def convert_model(
     allow_empty: bool = False,
     no_clobber: bool = False,
     resume: bool = False,
+    scheduler: str | None = None,
     progress: OnProgress | None = None,
     **options: Any,
 ) -> ConvertReport:
@@ -96,7 +100,8 @@ def convert_model(
     importance : path, optional
         A safetensors file of weights of the squared errors, under the names of the tensors: of
         their shape, or a number for each input column, or ``[experts, cols]`` for a tensor
-        ``[experts, rows, cols]``. Other tensors count all weights the same.
+        ``[experts, rows, cols]``; or a file of llama.cpp's ``llama-imatrix``. Other tensors count
+        all weights the same.
     single_file : bool
         Write one file, however many the input has.
     max_shard_size : int or str, optional
@@ -109,6 +114,9 @@ def convert_model(
     resume : bool
         Go on with an interrupted run that wrote the same folder, if there is one; the bytes are
         those of an uninterrupted run. It must have had the same input, arguments and version.
+    scheduler : str, optional
+        Address of a Dask scheduler, whose workers do the work. They must see the same files under
+        the same paths. The bytes are the same as without.
     progress : callable, optional
         Called with a `Progress` (bytes read, bytes to read, name of the tensor) after each piece.
     **options
@@ -154,20 +162,48 @@ def convert_model(
     {'b': ('float32', (4,)), 'w': ('uint8', (4, 38))}
     >>> folder.cleanup()
     """
-    started = time.perf_counter()
-    job = _planned(
+    if scheduler is not None:  # workers have another current folder
+        source, target = os.path.abspath(source), os.path.abspath(target)
+        importance = None if importance is None else os.path.abspath(importance)
+        rules = os.path.abspath(rules) if isinstance(rules, (str, os.PathLike)) else rules
+    return planned(
         source, target, method, options, include=include, exclude=exclude, rules=rules,
         keep_dtype=keep_dtype, importance=importance, single_file=single_file,
         max_shard_size=max_shard_size, allow_empty=allow_empty, no_clobber=no_clobber,
-    )  # fmt: skip
-    if job.is_folder:
-        written = write_folder(
-            job.plans, job.target, job.description(), job.finish, resume=resume, progress=progress
-        )
-    else:
-        (plan,) = job.plans
-        written = (write_one_file(plan, job.target, no_clobber=no_clobber, progress=progress),)
-    return job.report(written, time.perf_counter() - started)
+    ).run(no_clobber=no_clobber, resume=resume, scheduler=scheduler, progress=progress)  # fmt: skip
+
+
+def convert(
+    source: Path,
+    destination: Path,
+    method: str = "gradient",
+    *,
+    progress: bool = False,
+    **arguments: Any,
+) -> ConvertReport:
+    """Quantize a model to Q43NL: `convert_model` with a progress bar.
+
+    Parameters
+    ----------
+    source, destination, method
+        As in `convert_model`.
+    progress : bool
+        Show a bar on stderr if that is a terminal, else a line now and then.
+    **arguments
+        Keyword arguments of `convert_model`.
+
+    Returns
+    -------
+    ConvertReport
+        What was packed, with its quality, what was kept and why, and the totals.
+
+    Raises
+    ------
+    OSError, ModelFileError, ValueError, TypeError, ModuleNotFoundError
+        As `convert_model` does.
+    """
+    with shown_progress(shown=progress) as callback:
+        return convert_model(source, destination, method, progress=callback, **arguments)
 
 
 def plan_model(
@@ -198,15 +234,27 @@ def plan_model(
     OSError, ModelFileError, ValueError, TypeError, ModuleNotFoundError
         As `convert_model` does before it reads a tensor.
     """
-    return _planned(
+    return planned(
         source, target, method, options, include=include, exclude=exclude, rules=rules,
         keep_dtype=keep_dtype, importance=importance, single_file=single_file,
         max_shard_size=max_shard_size, allow_empty=allow_empty, no_clobber=no_clobber,
     ).plan()  # fmt: skip
 
 
+@contextlib.contextmanager
+def _writer(scheduler: str | None) -> Iterator[WriteFiles | None]:
+    """Return what writes files on a cluster, or None without one."""
+    if scheduler is None:
+        yield None
+        return
+    from .cluster import Cluster
+
+    with Cluster(scheduler) as cluster:
+        yield cluster.write_files
+
+
 @dataclass(frozen=True)
-class _Conversion:
+class Conversion:
     """A conversion that was planned: nothing but headers has been read."""
 
     model: Model
@@ -218,6 +266,41 @@ class _Conversion:
     layout: Mapping[str, Any]
     importance_files: Mapping[str, ImportanceFile]
     unused_importance: tuple[str, ...]
+    missing_importance: tuple[str, ...]
+    calibration: Mapping[str, Any]
+
+    def run(
+        self,
+        *,
+        no_clobber: bool,
+        resume: bool = False,
+        scheduler: str | None = None,
+        progress: OnProgress | None = None,
+    ) -> ConvertReport:
+        """Do what was planned."""
+        started = time.perf_counter()
+        with _writer(scheduler) as write_files:
+            if self.is_folder:
+                written = write_folder(
+                    self.plans,
+                    self.target,
+                    self.description(),
+                    self.finish,
+                    resume=resume,
+                    progress=progress,
+                    write_files=write_files,
+                )
+            else:
+                (plan,) = self.plans
+                file = write_one_file(
+                    plan,
+                    self.target,
+                    no_clobber=no_clobber,
+                    progress=progress,
+                    write_files=write_files,
+                )
+                written = (file,)
+        return self.report(written, time.perf_counter() - started)
 
     def plan(self) -> ConvertPlan:
         """Return the plan, for people."""
@@ -227,6 +310,7 @@ class _Conversion:
             self._copied(),
             self.model.nbytes,
             self.unused_importance,
+            self.missing_importance,
         )
 
     def report(self, written: Sequence[WrittenFile], seconds: float) -> ConvertReport:
@@ -251,6 +335,7 @@ class _Conversion:
             self.unused_importance,
             tuple(PlannedFile(*file) for file in self._files()),
             self._copied(),
+            self.missing_importance,
         )
 
     def description(self) -> dict[str, Any]:
@@ -270,6 +355,7 @@ class _Conversion:
                 "rules": [rule.description() for rule in self.wishes.rules],
                 "keep_dtype": self.wishes.keep_dtype,
                 **self.layout,
+                **self.calibration,
             },
         }
 
@@ -324,7 +410,7 @@ class _Conversion:
         )
 
 
-def _planned(
+def planned(
     source: Path,
     target: Path,
     method: str,
@@ -339,8 +425,12 @@ def _planned(
     max_shard_size: int | str | None,
     allow_empty: bool,
     no_clobber: bool,
-) -> _Conversion:
-    """Check all arguments and plan the conversion."""
+    calibration: Mapping[str, Any] = MappingProxyType({}),
+) -> Conversion:
+    """Check all arguments and plan the conversion.
+
+    `calibration` is what decides about the bytes beside the wishes, as JSON has it; it is recorded.
+    """
     default = Treatment(
         method, tuple(options.items()), None if importance is None else os.fspath(importance)
     )
@@ -370,16 +460,17 @@ def _planned(
         for path in (*(file.file.path for file in model.files), *files.opened):
             check_output(path, target, no_clobber=no_clobber)
     else:
+        check_output_folder(target)
         for name in model.other_files:
             check_inside(model.path, name)
     if not allow_empty:
         check_not_empty(model.path, decisions)
-    made_by = _made_by(wishes)
+    made_by = {**_made_by(wishes), **calibration}
     plans = tuple(
         _file_plan(name, group, metadata, made_by, files, is_marked=_packs(decisions))
         for name, group, metadata in _layout(model, decisions, single_file, limit)
     )
-    return _Conversion(
+    return Conversion(
         model,
         target,
         is_folder,
@@ -388,7 +479,9 @@ def _planned(
         plans,
         {"single_file": single_file, "max_shard_size": limit},
         files.opened,
-        files.unused(decisions),
+        files.unused(),
+        files.missing(),
+        calibration,
     )
 
 
@@ -485,26 +578,34 @@ class _ImportanceFiles:
 
     def __init__(self, decisions: Sequence[Decision]) -> None:
         self.opened: dict[str, ImportanceFile] = {}
+        wanted: dict[str, dict[str, tuple[int, ...]]] = {}
         for decision in decisions:
             path = decision.treatment.importance if decision.treatment else None
-            if path is not None and path not in self.opened:
-                self.opened[path] = ImportanceFile(path)
+            if path is not None:
+                wanted.setdefault(path, {})[decision.tensor.name] = decision.tensor.shape
+        for path, shapes in wanted.items():
+            self.opened[path] = ImportanceFile(path, shapes)
+        self._wanted = wanted
 
     def of(self, decision: Decision) -> Any:
         """Return the importance of a tensor that is packed, or None."""
         path = decision.treatment.importance if decision.treatment else None
         return None if path is None else self.opened[path].of(decision.tensor)
 
-    def unused(self, decisions: Sequence[Decision]) -> tuple[str, ...]:
+    def unused(self) -> tuple[str, ...]:
         """Return the tensors that importance is given for and that are not packed."""
-        packed: dict[str, set[str]] = {path: set() for path in self.opened}
-        for decision in decisions:
-            if decision.treatment and decision.treatment.importance is not None:
-                packed[decision.treatment.importance].add(decision.tensor.name)
         found = {
-            name: None for path, file in self.opened.items() for name in file.unused(packed[path])
+            name: None
+            for path, file in self.opened.items()
+            for name in file.unused(self._wanted[path])
         }
         return tuple(found)
+
+    def missing(self) -> tuple[str, ...]:
+        """Return the packed tensors for which their importance file has no entry."""
+        return tuple(
+            name for path, file in self.opened.items() for name in file.missing(self._wanted[path])
+        )
 
 
 def _packed_tensor(decision: Decision, figures: Figures, file: str) -> PackedTensor:

@@ -9,9 +9,9 @@ from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
 
-from q43nl_numba import __version__
-from q43nl_numba._text import count_text, number, shape_text
-from q43nl_numba.convert.plots import (
+from .. import __version__
+from .._text import count_text, number, shape_text
+from .plots import (
     Axis,
     Point,
     bars,
@@ -21,11 +21,12 @@ from q43nl_numba.convert.plots import (
     scatter,
     two_histograms,
 )
-from q43nl_numba.convert.results import ConvertReport, KeptTensor, PackedTensor
-from q43nl_numba.convert.style import SERIES, STYLE
+from .results import ConvertReport, KeptTensor, PackedTensor
+from .style import SERIES, STYLE
 
 _WORST_ROWS = 25
 _MOST_ROWS = 2000  # of a table that is folded; the JSON report has all
+_MOST_POINTS = 4000
 _WEIGHT_PLOTS = 6
 _CURVES_PER_BAR = 4
 _LOWEST_CURVE, _LOWEST_CODE = -128, -8
@@ -105,7 +106,7 @@ def _tiles(report: ConvertReport) -> str:
 def _quality_sections(report: ConvertReport, worst_first: Sequence[PackedTensor]) -> Iterable[str]:
     """Return what packing cost: plots and the table of the packed tensors."""
     yield "<h2>Error by layer</h2>"
-    yield _snr_plot(report.packed)
+    yield _snr_plot(worst_first)
     yield "<h2>Packed tensors, worst first</h2>"
     yield _table("packed-tensors", _PACKED_COLUMNS, worst_first, _WORST_ROWS)
     yield "<h2>What the bytes hold</h2>"
@@ -139,6 +140,10 @@ def _kept_sections(report: ConvertReport) -> Iterable[str]:
         names = ((name,) for name in report.unused_importance[:_MOST_ROWS])
         rows = "".join(f"<li>{safe(name)}</li>" for (name,) in names)
         yield f'<p>The tensors are not packed.</p><ul id="unused-importance">{rows}</ul>'
+    if report.missing_importance:
+        yield "<h2>Tensors without importance</h2>"
+        rows = "".join(f"<li>{safe(name)}</li>" for name in report.missing_importance[:_MOST_ROWS])
+        yield f'<p>All their weights count the same.</p><ul id="missing-importance">{rows}</ul>'
 
 
 # Tables -----------------------------------------------------------------------------------------
@@ -233,8 +238,11 @@ def layer_and_kind(name: str) -> tuple[int | None, str]:
     return int(parts[numbers[0]]), ".".join(kind[numbers[0] + 1 :])
 
 
-def _snr_plot(packed: Sequence[PackedTensor]) -> str:
+def _snr_plot(worst_first: Sequence[PackedTensor]) -> str:
     """Return the plot of each tensor's signal-to-noise ratio over its layer."""
+    packed = worst_first[:_MOST_POINTS]
+    every = len(packed) == len(worst_first)
+    which = "each tensor" if every else f"the {len(packed):,} worst tensors"
     found = [layer_and_kind(tensor.name) for tensor in packed]
     common = [kind for kind, _ in Counter(kind for _, kind in found).most_common()]
     shown = common if len(common) <= SERIES + 1 else [*common[:SERIES], "others"]
@@ -250,7 +258,7 @@ def _snr_plot(packed: Sequence[PackedTensor]) -> str:
         for tensor, (layer, kind) in zip(packed, found, strict=True)
     ]
     y = numeric_axis("signal-to-noise ratio, dB", [tensor.snr_db for tensor in packed])
-    return scatter("Signal-to-noise ratio of each tensor", points, shown, x, y)
+    return scatter(f"Signal-to-noise ratio of {which}", points, shown, x, y)
 
 
 def _layer_axis(layers: Sequence[int | None]) -> tuple[Axis, float]:

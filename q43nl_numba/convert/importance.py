@@ -1,27 +1,32 @@
-"""Importance of a model's weights, from a safetensors file of its own.
+"""Importance of a model's weights, from a safetensors file of its own or one of llama.cpp's.
 
-It holds, under the names of the model's tensors, non-negative numbers: of the tensor's shape, or
-one for each input column (the last dimension), as importance matrices have them, or ``[experts,
-cols]`` for a tensor ``[experts, rows, cols]``. Tensors that it does not name count all their
-weights the same; entries of tensors that are not packed are not used.
+The safetensors file holds, under the names of the model's tensors, non-negative numbers: of the
+tensor's shape, or one for each input column (the last dimension), as importance matrices have them,
+or ``[experts, cols]`` for a tensor ``[experts, rows, cols]``. Tensors that it does not name count
+all their weights the same; entries of tensors that are not packed are not used.
 """
 
 from __future__ import annotations
 
 import functools
+import os
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
 
-from q43nl_numba.convert.blocks import Blocks
-from q43nl_numba.convert.dtypes import FLOATING
-from q43nl_numba.convert.reading import read_tensors
-from q43nl_numba.convert.tensors import Tensor
+from .blocks import Blocks
+from .dtypes import FLOATING
+from .errors import ModelFileError
+from .imatrix import is_imatrix, read_imatrix
+from .reading import read_tensors
+from .tensors import SourceFile, Tensor
 
 Floats = npt.NDArray[np.float32]
+
+_HESSIAN_SUFFIX: Final = ".hessian"
 
 
 @dataclass(frozen=True)
@@ -47,19 +52,42 @@ class Importance:
 class ImportanceFile:
     """The tensors of an importance file, by the names of the model's tensors.
 
+    Parameters
+    ----------
+    path : str
+        A safetensors file, or what ``llama-imatrix`` wrote. Hessians that ``calibrate`` keeps
+        beside importance (``NAME.hessian``) are passed over.
+    shapes : mapping of str to tuple of int
+        The shapes of the model's tensors that importance is wanted for, by their names.
+
     Raises
     ------
     OSError
         If the file cannot be read.
     ModelFileError
-        If it is no sound safetensors file.
+        If it is no sound file of these kinds, or an entry of ``llama-imatrix`` does not fit.
     """
 
-    def __init__(self, path: str) -> None:
+    def __init__(self, path: str, shapes: Mapping[str, tuple[int, ...]]) -> None:
         self.path = path
-        self._tensors: Mapping[str, Tensor] = {
-            tensor.name: tensor for tensor in read_tensors(path).values()
-        }
+        self._tensors: Mapping[str, Tensor]
+        self._unused: tuple[str, ...] = ()  # in llama.cpp's names
+        if os.path.isfile(path) and is_imatrix(path):
+            found = read_imatrix(path, shapes)
+            file = SourceFile.at(path)
+            self._tensors = {
+                name: _Columns(name, "F32", values.shape, file, values)
+                for name, values in found.importance.items()
+            }
+            self._unused = found.unused
+        else:
+            tensors = read_tensors(path)
+            self._tensors = {
+                name: tensor
+                for name, tensor in tensors.items()
+                if name.removesuffix(_HESSIAN_SUFFIX) == name
+                or name.removesuffix(_HESSIAN_SUFFIX) not in tensors
+            }
 
     def of(self, tensor: Tensor) -> Importance | None:
         """Return the importance of a tensor's weights, or None where the file has none.
@@ -83,11 +111,41 @@ class ImportanceFile:
         ModelFileError
             If that is all of them.
         """
+        if self._unused and packed and not self._tensors:
+            raise ModelFileError(
+                f"{self.path}: must have an entry for a tensor that is quantized, found none"
+            )
         unused = tuple(name for name in self._tensors if name not in packed)
         if unused and packed and len(unused) == len(self._tensors):
             problem = "the model has no such tensor that is quantized"
             raise self._tensors[unused[0]].error(problem)
-        return unused
+        return unused + self._unused
+
+    def missing(self, packed: Collection[str]) -> tuple[str, ...]:
+        """Return the packed tensors that the file has no entry for."""
+        return tuple(name for name in packed if name not in self._tensors)
+
+
+@dataclass(frozen=True, eq=False)
+class _Columns(Tensor):
+    """Importance that was computed from a file: an array in memory."""
+
+    file: SourceFile
+    array: Floats
+
+    @property
+    def files(self) -> tuple[SourceFile, ...]:
+        """The file that it was computed from."""
+        return (self.file,)
+
+    @property
+    def nbytes(self) -> int:
+        """Number of bytes in memory."""
+        return self.array.nbytes
+
+    def values(self, start: int, stop: int) -> Floats:
+        """Return elements."""
+        return self.array.reshape(-1)[start:stop]
 
 
 def _check(values: Tensor, tensor: Tensor) -> None:

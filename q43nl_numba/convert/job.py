@@ -5,13 +5,15 @@ bytes piece by piece. A `FilePlan` is one output file: its steps and its metadat
 writes it whole or not at all. While one piece is made, the next ones are read and the one before
 is written, each in a thread of its own.
 
-Recipes and plans hold no open files and can be pickled: one file is one independent job, which
-another process can run as well.
+Recipes and plans hold no open files and can be pickled. A `Part` is a share of a file's bytes:
+other processes, on other machines too, write parts with `write_part`, and `join_parts` makes the
+file of them.
 """
 
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 from abc import ABC, abstractmethod
 from collections import deque
@@ -23,13 +25,15 @@ from typing import Any, Final, NamedTuple, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from q43nl_numba.convert.container import Entry, header_bytes, place
-from q43nl_numba.convert.dtypes import numpy_dtype
-from q43nl_numba.convert.output import OutputFile, whole_file
-from q43nl_numba.convert.tensors import StoredTensor, Tensor, piece_bounds, ranges
+from .container import Entry, header_bytes, place
+from .dtypes import numpy_dtype
+from .output import OutputFile, whole_file
+from .tensors import StoredTensor, Tensor, piece_bounds, ranges
 
 _READ_AHEAD: Final = 3
 _WRITE_BEHIND: Final = 3
+_BLOCK: Final = 1 << 22
+_SMALL: Final = 1 << 16
 
 #: Where a piece of a tensor begins and ends, in the recipe's own units.
 Piece: TypeAlias = tuple[int, int]
@@ -68,7 +72,11 @@ class Recipe(ABC):
 
     @abstractmethod
     def maker(self) -> Maker:
-        """Return a new maker, for the pieces of one run."""
+        """Return a new maker, for consecutive pieces."""
+
+    def merged(self, findings: Sequence[Any]) -> Any:
+        """Return what was found about the tensor, from what several makers found about parts."""
+        return findings[0] if findings else None
 
 
 @dataclass(frozen=True)
@@ -87,22 +95,24 @@ class FilePlan:
     steps: tuple[Step, ...]
     metadata: tuple[tuple[str, str], ...] = ()
 
+    @functools.cached_property
     def placed(self) -> tuple[Step, ...]:
-        """Return the steps, each with its place in the file."""
+        """The steps, each with its place in the file."""
         targets = place(step.target for step in self.steps)
         return tuple(
             replace(step, target=target) for step, target in zip(self.steps, targets, strict=True)
         )
 
+    @functools.cached_property
     def header(self) -> bytes:
-        """Return the first bytes of the file.
+        """The first bytes of the file.
 
         Raises
         ------
         ModelFileError
             If readers would refuse so long a header.
         """
-        targets = [step.target for step in self.placed()]
+        targets = [step.target for step in self.placed]
         return header_bytes(self.name, targets, dict(self.metadata))
 
     @property
@@ -113,12 +123,39 @@ class FilePlan:
     @property
     def nbytes(self) -> int:
         """Number of bytes of the file."""
-        return len(self.header()) + self.data_bytes
+        return len(self.header) + self.data_bytes
 
     @property
     def source_bytes(self) -> int:
         """Number of bytes that are read for it."""
         return sum(step.recipe.source_bytes for step in self.steps)
+
+
+@dataclass(frozen=True)
+class Share:
+    """Consecutive pieces of one step, from number `first` to before `last`."""
+
+    step: Step
+    first: int
+    last: int
+
+    @property
+    def source_bytes(self) -> int:
+        """Number of bytes that are read for them."""
+        count = len(self.step.recipe.pieces())
+        return _cost(self.step.recipe, self.first, self.last, count)
+
+
+@dataclass(frozen=True)
+class Part:
+    """Consecutive bytes of a file: shares of its steps, in the order of the data."""
+
+    shares: tuple[Share, ...]
+
+    @property
+    def source_bytes(self) -> int:
+        """Number of bytes that are read for it."""
+        return sum(share.source_bytes for share in self.shares)
 
 
 @dataclass(frozen=True)
@@ -140,8 +177,11 @@ class WrittenFile:
     name: str
     nbytes: int
     checksum: int
-    findings: tuple[tuple[str, Any], ...]
+    findings: Findings
 
+
+#: What was found about tensors, by their names.
+Findings: TypeAlias = tuple[tuple[str, Any], ...]
 
 #: Called after each piece, with the name of its tensor and the bytes that were read for it.
 OnPiece: TypeAlias = Callable[[str, int], None]
@@ -161,13 +201,79 @@ def write_file(
     ModelFileError
         If the plan's tensors are not what they should be.
     """
-    path = os.path.join(folder, plan.name)
-    first_bytes = plan.header()
-    with whole_file(path, no_clobber=no_clobber) as output:
+    (part,) = split(plan)
+    first_bytes = plan.header
+    with whole_file(os.path.join(folder, plan.name), no_clobber=no_clobber) as output:
         output.write(first_bytes)
-        findings = _write_steps(plan.placed(), output, on_piece or _ignore)
-    return WrittenFile(
-        plan.name, len(first_bytes) + plan.data_bytes, output.checksum, tuple(findings)
+        findings = write_shares(part.shares, output, on_piece or _ignore)
+    nbytes = len(first_bytes) + plan.data_bytes
+    return WrittenFile(plan.name, nbytes, output.checksum, merged_findings(plan, [findings]))
+
+
+def split(plan: FilePlan, source_bytes: int | None = None) -> tuple[Part, ...]:
+    """Split a file into parts for each of which at most so many bytes are read.
+
+    A piece is not split. By default the whole file is one part.
+    """
+    parts: list[list[Share]] = [[]]
+    room = source_bytes
+    for step in in_data_order(plan.placed):
+        first, count = 0, len(step.recipe.pieces())
+        for number in range(count):
+            cost = _cost(step.recipe, number, number + 1, count)
+            if room is not None and cost > room and (parts[-1] or first < number):
+                if first < number:
+                    parts[-1].append(Share(step, first, number))
+                parts.append([])
+                first, room = number, source_bytes
+            room = None if room is None else room - cost
+        if first < count:
+            parts[-1].append(Share(step, first, count))
+    return tuple(Part(tuple(shares)) for shares in parts)
+
+
+def write_part(part: Part, path: str, on_piece: OnPiece | None = None) -> Findings:
+    """Write the bytes of a part to a file of its own; return what was found about its tensors."""
+    with whole_file(path) as output:
+        return write_shares(part.shares, output, on_piece or _ignore)
+
+
+def join_parts(
+    plan: FilePlan,
+    folder: str,
+    paths: Sequence[str],
+    findings: Sequence[Findings],
+    *,
+    no_clobber: bool = False,
+) -> WrittenFile:
+    """Write a file of a plan from its parts, whole or not at all, and remove them."""
+    first_bytes = plan.header
+    with whole_file(os.path.join(folder, plan.name), no_clobber=no_clobber) as output:
+        output.write(first_bytes)
+        for path in paths:
+            with open(path, "rb") as file:
+                while block := file.read(_BLOCK):
+                    output.write(block)
+    for path in paths:
+        os.unlink(path)
+    nbytes = len(first_bytes) + plan.data_bytes
+    return WrittenFile(plan.name, nbytes, output.checksum, merged_findings(plan, findings))
+
+
+def _cost(recipe: Recipe, first: int, last: int, count: int) -> int:
+    """Return the bytes that are read for some of a recipe's pieces."""
+    return recipe.source_bytes * last // count - recipe.source_bytes * first // count
+
+
+def merged_findings(plan: FilePlan, findings: Sequence[Findings]) -> Findings:
+    """Return what was found about each tensor of a plan, from what was found about its parts."""
+    found: dict[str, list[Any]] = {}
+    for name, finding in (pair for part in findings for pair in part):
+        found.setdefault(name, []).append(finding)
+    return tuple(
+        (step.target.name, step.recipe.merged(found[step.target.name]))
+        for step in plan.steps
+        if step.target.name in found
     )
 
 
@@ -176,22 +282,36 @@ def in_data_order(steps: Iterable[Step]) -> list[Step]:
     return sorted(steps, key=lambda step: (step.target.begin, step.target.end))
 
 
-def _write_steps(
-    steps: Sequence[Step], output: OutputFile, on_piece: OnPiece
-) -> list[tuple[str, Any]]:
-    """Write the bytes of all steps; return what was found, in the order of the steps."""
-    findings: dict[str, Any] = {}
+def write_shares(shares: Iterable[Share], output: OutputFile, on_piece: OnPiece) -> Findings:
+    """Write the bytes of shares; return what was found, in their order."""
+    findings: list[tuple[str, Any]] = []
     with _thread("read") as reader, _thread("write") as writer:
-        pieces = _loaded(reader, in_data_order(steps))
-        for made in _made(pieces, on_piece, findings):
-            writer.run(output.write, made.reshape(-1).view(np.uint8).data)
+        for block in _blocks(_made(_loaded(reader, shares), on_piece, findings)):
+            writer.run(output.write, block)
         writer.wait()
-    names = (step.target.name for step in steps)
-    return [(name, findings[name]) for name in names if findings.get(name) is not None]
+    return tuple(findings)
+
+
+def _blocks(pieces: Iterable[Made]) -> Iterator[memoryview | bytes]:
+    """Yield the bytes of pieces; those of small ones, of which there may be many, together."""
+    small: list[memoryview] = []
+    size = 0
+    for made in pieces:
+        content = made.reshape(-1).view(np.uint8).data
+        if small and (size > _BLOCK or len(content) > _SMALL):
+            yield b"".join(small)
+            small, size = [], 0
+        if len(content) > _SMALL:
+            yield content
+        else:
+            small.append(content)
+            size += len(content)
+    if small:
+        yield b"".join(small)
 
 
 class _Job(NamedTuple):
-    """One piece of one step, and its share of the bytes that are read for the step."""
+    """One piece of one step, whether it is the last one here, and the bytes read for it."""
 
     step: Step
     piece: Piece
@@ -200,40 +320,47 @@ class _Job(NamedTuple):
 
 
 def _made(
-    loaded: Iterable[tuple[_Job, Any]], on_piece: OnPiece, findings: dict[str, Any]
+    loaded: Iterable[tuple[_Job, Any]], on_piece: OnPiece, findings: list[tuple[str, Any]]
 ) -> Iterator[Made]:
-    """Make one piece after the other; fill in what was found about each tensor."""
+    """Make one piece after the other; append what was found about each tensor."""
     maker: Maker | None = None
     for job, content in loaded:
         maker = maker or job.step.recipe.maker()
         yield maker.make(content)
         on_piece(job.step.target.name, job.source_bytes)
         if job.is_last:
-            findings[job.step.target.name] = maker.finding()
+            finding = maker.finding()
+            if finding is not None:
+                findings.append((job.step.target.name, finding))
             maker = None
 
 
-def _loaded(reader: _Thread, steps: Iterable[Step]) -> Iterator[tuple[_Job, Any]]:
-    """Yield every piece of every step with what was loaded for it, a few of them ahead."""
-    waiting: deque[tuple[_Job, Future[Any]]] = deque()
-    for job in _jobs(steps):
-        waiting.append((job, reader.start(job.step.recipe.load, job.piece)))
+def _loaded(reader: _Thread, shares: Iterable[Share]) -> Iterator[tuple[_Job, Any]]:
+    """Yield every piece with what was loaded for it, a few of them ahead."""
+    waiting: deque[tuple[_Job, Future[Any] | None]] = deque()
+
+    def first() -> tuple[_Job, Any]:
+        job, future = waiting.popleft()
+        return job, job.step.recipe.load(job.piece) if future is None else future.result()
+
+    for job in _jobs(shares):
+        is_small = job.source_bytes < _SMALL  # reading it costs less than handing it over
+        future = None if is_small else reader.start(job.step.recipe.load, job.piece)
+        waiting.append((job, future))
         if len(waiting) > _READ_AHEAD:
-            first, content = waiting.popleft()
-            yield first, content.result()
-    for job, content in waiting:
-        yield job, content.result()
+            yield first()
+    while waiting:
+        yield first()
 
 
-def _jobs(steps: Iterable[Step]) -> Iterator[_Job]:
-    """Yield every piece of every step."""
-    for step in steps:
+def _jobs(shares: Iterable[Share]) -> Iterator[_Job]:
+    """Yield every piece of every share."""
+    for share in shares:
+        step = share.step
         pieces = step.recipe.pieces()
-        done = 0
-        for number, piece in enumerate(pieces, 1):
-            upto = step.recipe.source_bytes * number // len(pieces)
-            yield _Job(step, piece, number == len(pieces), upto - done)
-            done = upto
+        for number in range(share.first, share.last):
+            cost = _cost(step.recipe, number, number + 1, len(pieces))
+            yield _Job(step, pieces[number], number + 1 == share.last, cost)
 
 
 class _Thread:

@@ -10,12 +10,12 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 
-from q43nl_numba import GROUP_SIZE, q43nl
-from q43nl_numba.convert.errors import ModelFileError
-from q43nl_numba.convert.importance import Importance
-from q43nl_numba.convert.job import Maker, Piece, Recipe
-from q43nl_numba.convert.judging import Judge
-from q43nl_numba.convert.tensors import Tensor, piece_bounds
+from .. import GROUP_SIZE, q43nl
+from .errors import ModelFileError
+from .importance import Importance
+from .job import Maker, Piece, Recipe
+from .judging import Figures, Judge
+from .tensors import Tensor, piece_bounds
 
 Floats = npt.NDArray[np.float32]
 
@@ -64,6 +64,11 @@ class Pack(Recipe):
     def maker(self) -> Maker:
         """Return a maker that quantizes."""
         return _Packer(self)
+
+    def merged(self, findings: Sequence[Any]) -> Any:
+        """Return the figures of all parts together."""
+        figures = [Figures.from_document(finding) for finding in findings]
+        return asdict(sum(figures[1:], figures[0]))
 
 
 class _Packer(Maker):

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from html import escape
 
-from q43nl_numba._text import printable
+from .._text import printable
 
 _MOST_TICKS = 5
 

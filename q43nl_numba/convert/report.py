@@ -6,9 +6,9 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Final, TypeVar
 
-from q43nl_numba._text import columns, count_text, json_text, number, printable, shape_text
-from q43nl_numba.convert.errors import ModelFileError
-from q43nl_numba.convert.results import (
+from .._text import columns, count_text, json_text, number, printable, shape_text
+from .errors import ModelFileError
+from .results import (
     ConvertPlan,
     ConvertReport,
     KeptTensor,
@@ -28,6 +28,7 @@ _PACKED_TITLES: Final = ("tensor", "shape", "bits/weight", "SNR dB", "MSE ratio"
 _KEPT_TITLES: Final = ("kept tensor", "shape", "type", "why it is not packed")
 _PLAN_TITLES: Final = ("tensor", "shape", "type", "stored as", "bytes", "bits/weight", "why")
 _FILE_TITLES: Final = ("file", "bytes")
+_NO_IMPORTANCE: Final = "no importance given: all weights of the tensor count the same"
 
 
 # Text -------------------------------------------------------------------------------------------
@@ -40,6 +41,7 @@ def convert_table(report: ConvertReport, *, whole: bool = False) -> str:
         _packed_lines(report.packed, most),
         table_lines(_KEPT_TITLES, report.kept, _kept_cells, most, left=4),
         _names("importance not used: the tensor is not packed", report.unused_importance, most),
+        _names(_NO_IMPORTANCE, report.missing_importance, most),
         _convert_totals(report),
     )
 
@@ -52,6 +54,7 @@ def plan_table(plan: ConvertPlan) -> str:
         table_lines(_FILE_TITLES, plan.files, _file_cells, None, left=1),
         _names("copied", plan.copied, None),
         _names("importance not used: the tensor is not packed", plan.unused_importance, None),
+        _names(_NO_IMPORTANCE, plan.missing_importance, None),
         [
             f"to pack  {count_text(len(packed), 'tensor')}",
             f"to keep  {count_text(len(plan.tensors) - len(packed), 'tensor')}"
@@ -224,6 +227,7 @@ def convert_document(report: ConvertReport, *, samples: bool = False) -> dict[st
         "packed": [_packed_document(tensor, samples=samples) for tensor in report.packed],
         "kept": [_kept_document(tensor) for tensor in report.kept],
         "unused_importance": list(report.unused_importance),
+        "missing_importance": list(report.missing_importance),
         "files": [_file_document(file) for file in report.files],
         "copied": list(report.copied),
         "total": {
@@ -244,6 +248,7 @@ def plan_document(plan: ConvertPlan) -> dict[str, Any]:
         "files": [_file_document(file) for file in plan.files],
         "copied": list(plan.copied),
         "unused_importance": list(plan.unused_importance),
+        "missing_importance": list(plan.missing_importance),
         "total": {
             "weights": plan.weights,
             "bytes_in": plan.bytes_in,
@@ -348,7 +353,7 @@ def report_format(path: str) -> str:
 def report_text(report: ConvertReport, form: str, source: str, target: str) -> str:
     """Return a conversion's report in a format that `report_format` knows."""
     if form == "html":
-        from q43nl_numba.convert.html import html_page
+        from .html import html_page
 
         return html_page(report, source, target)
     return json_text(convert_document(report, samples=True)) + "\n"

@@ -6,7 +6,7 @@ import math
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from q43nl_numba.convert.judging import Figures, snr_db
+from .judging import Figures, snr_db
 
 
 @dataclass(frozen=True)
@@ -140,6 +140,8 @@ class ConvertPlan:
         Bytes of the input's files of weights.
     unused_importance : tuple of str
         Tensors that importance was given for and that are not packed.
+    missing_importance : tuple of str
+        Packed tensors that have no entry in the file of importance.
     """
 
     tensors: tuple[PlannedTensor, ...]
@@ -147,6 +149,7 @@ class ConvertPlan:
     copied: tuple[str, ...]
     bytes_in: int
     unused_importance: tuple[str, ...] = ()
+    missing_importance: tuple[str, ...] = ()
 
     @property
     def bytes_out(self) -> int:
@@ -184,6 +187,8 @@ class ConvertReport:
         The files that were written.
     copied : tuple of str
         Names of the other files, which were copied.
+    missing_importance : tuple of str
+        Packed tensors that have no entry in the file of importance.
     """
 
     packed: tuple[PackedTensor, ...]
@@ -194,6 +199,7 @@ class ConvertReport:
     unused_importance: tuple[str, ...] = ()
     files: tuple[PlannedFile, ...] = ()
     copied: tuple[str, ...] = ()
+    missing_importance: tuple[str, ...] = ()
 
     @property
     def weights(self) -> int:
@@ -219,13 +225,13 @@ class ConvertReport:
         whole : bool
             Show every tensor, not only the first ones.
         """
-        from q43nl_numba.convert.report import convert_table
+        from .report import convert_table
 
         return convert_table(self, whole=whole)
 
     def document(self) -> dict[str, Any]:
         """Return the report as nested data, for programs; tensors in the output's order."""
-        from q43nl_numba.convert.report import convert_document
+        from .report import convert_document
 
         return convert_document(self)
 
@@ -246,7 +252,7 @@ class RestoreReport:
 
     def table(self) -> str:
         """Return the report as text."""
-        from q43nl_numba.convert.report import restore_table
+        from .report import restore_table
 
         return restore_table(self)
 

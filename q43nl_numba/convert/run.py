@@ -16,24 +16,37 @@ import shutil
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import IO, Any, Final
+from typing import IO, Any, Final, Protocol
 
-from q43nl_numba.convert.errors import ModelFileError
-from q43nl_numba.convert.job import FilePlan, OnPiece, Progress, WrittenFile, write_file
-from q43nl_numba.convert.locks import try_lock
-from q43nl_numba.convert.output import check_output_folder, remove_abandoned, sync_folder
+from .errors import ModelFileError
+from .job import FilePlan, OnPiece, Progress, WrittenFile, write_file
+from .locks import try_lock
+from .output import check_output_folder, remove_abandoned, sync_folder
 
 PARTIAL_SUFFIX: Final = ".q43nl-partial"
 _LOCK: Final = "lock"
 _JOURNAL: Final = "journal.jsonl"
 _FILES: Final = "files"
+_SCRATCH: Final = "parts"
 _BLOCK: Final = 1 << 22
 
 #: Called now and then with how far the run is.
 OnProgress = Callable[[Progress], None]
 
-#: Writes one file of a plan into a folder; `job.write_file`, or something that has others do it.
-Write = Callable[[FilePlan, str, OnPiece], WrittenFile]
+
+class WriteFiles(Protocol):
+    """Writes files of plans into a folder and yields each when it is complete, in any order."""
+
+    def __call__(
+        self,
+        plans: Sequence[FilePlan],
+        folder: str,
+        scratch: str,
+        on_piece: OnPiece,
+        *,
+        no_clobber: bool = False,
+    ) -> Iterator[WrittenFile]:
+        """Write the files; a folder `scratch` may be used meanwhile."""
 
 
 @dataclass(frozen=True)
@@ -45,13 +58,25 @@ class Unfinished:
 
 
 def write_one_file(
-    plan: FilePlan, path: str, *, no_clobber: bool = False, progress: OnProgress | None = None
+    plan: FilePlan,
+    path: str,
+    *,
+    no_clobber: bool = False,
+    progress: OnProgress | None = None,
+    write_files: WriteFiles | None = None,
 ) -> WrittenFile:
-    """Write the file of a plan to a path, whatever the name that the plan gives it."""
-    counter = _Counter([plan], progress)
+    """Write the file of a plan to a path, whatever the name that the plan gives it.
+
+    The arguments are those of `write_folder`.
+    """
+    counter = Counter([plan], progress)
     plan = FilePlan(os.path.basename(path), plan.steps, plan.metadata)
     folder = os.path.dirname(path) or os.curdir
-    return write_file(plan, folder, no_clobber=no_clobber, on_piece=counter.add)
+    if write_files is None:
+        return write_file(plan, folder, no_clobber=no_clobber, on_piece=counter.add)
+    scratch = path + PARTIAL_SUFFIX
+    (written,) = write_files([plan], folder, scratch, counter.add, no_clobber=no_clobber)
+    return written
 
 
 def write_folder(
@@ -62,7 +87,7 @@ def write_folder(
     *,
     resume: bool = False,
     progress: OnProgress | None = None,
-    write: Write | None = None,
+    write_files: WriteFiles | None = None,
 ) -> tuple[WrittenFile, ...]:
     """Write the files of some plans as a new folder, whole or not at all.
 
@@ -80,8 +105,8 @@ def write_folder(
         Go on with an interrupted run, if there is one.
     progress : callable, optional
         Called with a `Progress` after each piece.
-    write : callable, optional
-        What writes one file, by default `job.write_file`.
+    write_files : callable, optional
+        What writes the files, by default this process, one after the other.
 
     Returns
     -------
@@ -97,20 +122,22 @@ def write_folder(
         another one.
     """
     check_output_folder(folder)
-    counter = _Counter(plans, progress)
-    with _Partial.open(folder + PARTIAL_SUFFIX, description, len(plans), resume) as partial:
-        written = []
+    counter = Counter(plans, progress)
+    with Partial.open(folder + PARTIAL_SUFFIX, description, len(plans), resume) as partial:
+        written = {}
         for plan in plans:
             done = partial.finished(plan)
-            if done is None:
-                done = (write or _write)(plan, partial.files, counter.add)
-                partial.add(done)
-            else:
+            if done is not None:
+                written[plan.name] = done
                 counter.add(plan.name, plan.source_bytes)
-            written.append(done)
+        pending = [plan for plan in plans if plan.name not in written]
+        write = write_files or _write_files
+        for done in write(pending, partial.files, partial.scratch, counter.add):
+            partial.add(done)
+            written[done.name] = done
         finish(partial.files)
         partial.publish(folder)
-    return tuple(written)
+    return tuple(written[plan.name] for plan in plans)
 
 
 def unfinished(folder: str | os.PathLike[str]) -> Unfinished | None:
@@ -128,12 +155,20 @@ def unfinished(folder: str | os.PathLike[str]) -> Unfinished | None:
     return Unfinished(len(done), int(header.get("files", 0)))
 
 
-def _write(plan: FilePlan, folder: str, on_piece: OnPiece) -> WrittenFile:
-    """Write a file in this process."""
-    return write_file(plan, folder, on_piece=on_piece)
+def _write_files(
+    plans: Sequence[FilePlan],
+    folder: str,
+    scratch: str,
+    on_piece: OnPiece,
+    *,
+    no_clobber: bool = False,
+) -> Iterator[WrittenFile]:
+    """Write files in this process."""
+    for plan in plans:
+        yield write_file(plan, folder, no_clobber=no_clobber, on_piece=on_piece)
 
 
-class _Counter:
+class Counter:
     """Counts the bytes that were read, of all plans together."""
 
     def __init__(self, plans: Sequence[FilePlan], progress: OnProgress | None) -> None:
@@ -148,11 +183,12 @@ class _Counter:
             self._progress(Progress(self._done, self._total, name))
 
 
-class _Partial:
+class Partial:
     """The folder of an unfinished run; this process holds its lock."""
 
     def __init__(self, path: str, lock: IO[bytes], done: Mapping[str, WrittenFile]) -> None:
         self.files = os.path.join(path, _FILES)
+        self.scratch = os.path.join(path, _SCRATCH)
         self._path = path
         self._lock = lock
         self._done = dict(done)
@@ -161,7 +197,7 @@ class _Partial:
     @contextlib.contextmanager
     def open(
         cls, path: str, description: Mapping[str, Any], files: int, resume: bool
-    ) -> Iterator[_Partial]:
+    ) -> Iterator[Partial]:
         """Create the folder, or take over the one of an interrupted run."""
         os.makedirs(path, exist_ok=True)
         with open(os.path.join(path, _LOCK), "ab") as lock:
@@ -194,6 +230,10 @@ class _Partial:
             if os.path.getsize(path) == done.nbytes and _checksum(path) == done.checksum:
                 return done
         return None
+
+    def noted(self, name: str) -> WrittenFile | None:
+        """Return what the journal notes under a name, whatever has become of the bytes since."""
+        return self._done.get(name)
 
     def add(self, written: WrittenFile) -> None:
         """Note that a file is complete."""
@@ -232,9 +272,11 @@ def _lock(file: IO[bytes], path: str) -> bool:
 
 def _clear(path: str) -> None:
     """Remove what an unfinished run left in its folder, but for the lock."""
-    shutil.rmtree(os.path.join(path, _FILES), ignore_errors=True)
-    with contextlib.suppress(FileNotFoundError):
-        os.unlink(os.path.join(path, _JOURNAL))
+    for item in os.scandir(path):
+        if item.is_dir(follow_symlinks=False):
+            shutil.rmtree(item.path, ignore_errors=True)
+        elif item.name != _LOCK:
+            os.unlink(item.path)
 
 
 def _append(journal: str, document: Mapping[str, Any]) -> None:

@@ -31,13 +31,13 @@ ROUND_ROOT: Final = False
 
 
 @helper
-def c_of_curve(curve: int) -> np.float32:
+def c_of_curve(curve: Any) -> np.float32:
     """Return c of a stored curve."""
     return np.float32(np.float32(curve) * _CURVE_UNIT)
 
 
 @helper
-def x_of_code(code: int) -> np.float32:
+def x_of_code(code: Any) -> np.float32:
     """Return x of a code, as the decoder computes it."""
     return np.float32(np.float32(code) * SEVENTH)
 
@@ -48,7 +48,8 @@ def level(x: np.float32, c: np.float32) -> np.float32:
 
     Source: PasLLM's AVX2 code, whose order of operations this is.
     """
-    return fma(np.float32(np.float32(1) - c), x, np.float32(np.float32(x * c) * abs(x)))
+    bent = np.float32(np.float32(x * c) * abs(x))
+    return np.float32(fma(np.float32(np.float32(1) - c), x, bent))
 
 
 @helper

@@ -138,7 +138,7 @@ def set_scales(weights: Floats, eps_scale: float, scale_bits: ScaleBits, scales:
         stored = has_one and scale > eps_scale
         scale_bits[lane] = bits if stored else np.uint32(0)
         scales[lane] = scale if stored else np.float32(0)
-    return highest <= MAX_SCALE_BITS
+    return bool(highest <= MAX_SCALE_BITS)
 
 
 @helper

@@ -124,7 +124,7 @@ def subtract_later(
 
 @helper
 def factorize_block(matrix: Doubles, diagonal: Doubles, start: int, end: int) -> int:
-    """Factorize the square on the diagonal from `start` to `end`; return the status of `_factorize`."""
+    """Factorize the square on the diagonal from `start` to `end`; return `_factorize`'s status."""
     for bottom in range(end, start, -GROUP_SIZE):
         top = bottom - GROUP_SIZE
         subtract_later(matrix, top, bottom, bottom, end, start)

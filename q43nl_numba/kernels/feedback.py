@@ -40,10 +40,9 @@ from collections.abc import Callable
 from typing import Any, Final, NamedTuple
 
 import numpy as np
-from numba.extending import overload
 from numpy.typing import NDArray
 
-from .._jit import fma, helper, prange, types
+from .._jit import fma, helper, overload, prange, types
 from .._kernel import Kernel
 from .._layout import (
     CURVE_AT,
@@ -137,7 +136,7 @@ def new_group(bits: ScaleBits, curves: Integers) -> Group:
 
 @helper
 def set_levels(bits: ScaleBits, curves: Integers, full: bool, levels: Levels) -> None:
-    """Write the levels of scales and curves; level -8 is one of them where all codes are allowed."""
+    """Write the levels of scales and curves; of code -8, too, where all codes are allowed."""
     for lane in range(LANES):
         scale = scale_of_bits(np.uint32(bits[lane] & SCALE_MAGNITUDE))
         levels.scales[lane] = scale
@@ -485,7 +484,7 @@ def _compiled_statistics_of(statistics: Any, block: int, g: int, order: Integers
 
 @helper
 def set_targets(g: int, block: int, quadratic: Quadratic, rows: Rows, targets: Floats) -> None:
-    """Write a group's targets, as far as earlier groups are concerned: float32[GROUP_SIZE, LANES]."""
+    """Write a group's targets, float32[GROUP_SIZE, LANES], as far as earlier groups decide."""
     first = g * GROUP_SIZE
     weights, errors = rows.weights[block], rows.errors[block]
     for i in range(GROUP_SIZE):

@@ -1,10 +1,10 @@
 """A tile of a method that chooses scale, curve and codes together.
 
-The searches see a tile's weights in units of each group's absmax, the largest magnitude that counts.
-What they find is evaluated here, in double precision, on the very numbers that a reader decodes: the
-levels of a stored scale and curve are computed in float32 as the decoder does, every weight takes
-the nearest of them, and the errors are summed up in the weights' order. A group is stored as zeros
-where nothing found has less error.
+The searches see a tile's weights in units of each group's absmax, the largest magnitude that
+counts. What they find is evaluated here, in double precision, on the very numbers that a reader
+decodes: the levels of a stored scale and curve are computed in float32 as the decoder does, every
+weight takes the nearest of them, and the errors are summed up in the weights' order. A group is
+stored as zeros where nothing found has less error.
 """
 
 from __future__ import annotations
@@ -49,7 +49,9 @@ OUTERMOST: Final = 8
 SMALLEST_CURVE: Final = -128
 """With all codes, the curve's whole byte is searched."""
 
-LARGEST_STORABLE: Final = float(np.float32(MAX_SCALE) * (np.float32(8) * np.float32(1 / STEPS)) ** 2)
+LARGEST_STORABLE: Final = float(
+    np.float32(MAX_SCALE) * (np.float32(8) * np.float32(1 / STEPS)) ** 2
+)
 """What code -8 decodes to at the largest scale and curve."""
 
 _ONE: Final = np.float32(1)
@@ -248,7 +250,7 @@ def take_better(
 
 
 @helper
-def decoded_level(code: int, scale: np.float32, curve: int) -> np.float32:
+def decoded_level(code: Any, scale: np.float32, curve: Any) -> np.float32:
     """Return what a code's magnitude decodes to, as the decoder computes it."""
     return np.float32(level(x_of_code(code), c_of_curve(curve)) * scale)
 

@@ -45,7 +45,7 @@ _ONE: Final = np.float32(1)
 
 
 def tile_count(groups: int) -> int:
-    """Tiles that hold a number of groups; the last one may be partly empty."""
+    """Return how many tiles hold a number of groups; the last one may be partly empty."""
     return -(-groups // LANES)
 
 

@@ -12,9 +12,9 @@ from typing import Any, Final
 import numpy as np
 
 from .._jit import inlined
-from ..kernels.curve import NEAREST_LEVEL, set_trial, evaluate, keep_better, new_trial
-from ..kernels.curve_search import curve_encoder
 from .._layout import LARGEST_CURVE
+from ..kernels.curve import NEAREST_LEVEL, evaluate, keep_better, new_trial, set_trial
+from ..kernels.curve_search import curve_encoder
 from ..kernels.tile import Doubles, Floats, Integers
 from .method import Method
 

@@ -15,8 +15,8 @@ from typing import Any, Final, NamedTuple
 import numpy as np
 
 from .._jit import helper
-from ..kernels.curve import set_trial, c_of_curve, curve_of_c, evaluate, keep_better, new_trial
 from .._layout import LARGEST_CURVE
+from ..kernels.curve import c_of_curve, curve_of_c, evaluate, keep_better, new_trial, set_trial
 from ..kernels.tile import Floats, Integers
 
 _GAP: Final = 12
@@ -39,7 +39,7 @@ def explore(
     line_tries: int,
     curves: Integers,
 ) -> None:
-    """Best curve met on the way through all starts, the descents and the line search.
+    """Write the best curve of all starts, the descents and the line search.
 
     Parameters
     ----------
@@ -62,7 +62,7 @@ def explore(
     errors = np.empty((tried, lanes), np.float32)
     center = np.zeros(lanes, np.int32)
     descended = tried + 2 * iterations
-    # All steps take turns in one loop, because each place that evaluates would be compiled apart.
+    # One loop takes all steps: each further call of `evaluate` would be compiled again.
     for step in range(descended + line_tries):
         done, second = (step - tried) // 2, (step - tried) % 2 == 1
         if step < tried:
@@ -90,14 +90,17 @@ def explore(
 
 @helper
 def copy(source: Any, target: Any) -> None:
-    """Copy a value of each lane. (NumPy's assignment takes seconds to compile.)"""
+    """Copy a value of each lane.
+
+    NumPy's assignment of arrays takes seconds to compile.
+    """
     for lane in range(target.size):
         target[lane] = source[lane]
 
 
 @helper
 def take_best_start(starts: Integers, errors: Floats, best: Integers) -> None:
-    """Best start of each lane that is left, which strikes out all that lie near it."""
+    """Write the best start left of each lane, and give starts near it an infinite error."""
     lanes = best.size
     least = np.full(lanes, np.inf, np.float32)
     for start in range(starts.shape[0]):
@@ -116,17 +119,17 @@ class Adam(NamedTuple):
 
     c: Floats
     center: Integers
-    """The curve next to c that leaves room for a central difference."""
+    """The curve next to c at which a central difference can be taken."""
     first: Floats
     second: Floats
     """Means of the slope and of its square."""
     near: Floats
-    """Error at the lesser of the two curves whose difference tells the slope."""
+    """Error at the lesser of the two curves whose difference gives the slope."""
 
 
 @helper
 def new_adam(lanes: int) -> Adam:
-    """Uninitialized room for a descent."""
+    """Return uninitialized arrays for a descent."""
     return Adam(
         np.empty(lanes, np.float32),
         np.empty(lanes, np.int32),
@@ -138,7 +141,7 @@ def new_adam(lanes: int) -> Adam:
 
 @helper
 def restart(adam: Adam, origin: Integers) -> None:
-    """Begin a descent."""
+    """Start a descent at a curve."""
     for lane in range(origin.size):
         adam.c[lane] = c_of_curve(origin[lane])
         adam.center[lane] = inner_curve(adam.c[lane])
@@ -148,7 +151,7 @@ def restart(adam: Adam, origin: Integers) -> None:
 
 @helper
 def move(adam: Adam, far: Floats, done: int, rate: np.float32) -> None:
-    """One iteration after `done` others, given the errors at the greater of the two curves."""
+    """Do one iteration after `done` others, given the errors at the greater of the two curves."""
     bias1, bias2 = _BETA1, _BETA2
     for _ in range(done):
         bias1 *= _BETA1
@@ -170,6 +173,6 @@ def move(adam: Adam, far: Floats, done: int, rate: np.float32) -> None:
 
 @helper
 def inner_curve(c: np.float32) -> np.int32:
-    """The curve next to c that leaves room for a central difference."""
+    """Return the curve next to c at which a central difference can be taken."""
     limit = np.int32(LARGEST_CURVE - _HALF_DIFFERENCE)
     return min(max(curve_of_c(c), -limit), limit)

@@ -59,7 +59,7 @@ from .method import Method
 from .optimal import CODES, PARAMETERS, Parameters, optimal_parameters, try_starts
 
 FIRST_EFFORT: Final = 6
-"""Effort of the `optimal` method whose starts give the first error to beat."""
+"""Effort of the `optimal` method whose starts give the first known error."""
 
 BOXES: Final = 64
 """Boxes bounded at once, side by side as lanes are elsewhere."""
@@ -151,7 +151,7 @@ def branch_and_bound(
     absmax : float32
     full : bool
     scale_bits, curve, error
-        What is known: the error to beat.
+        What is known already.
     stack : int32[BOX_ROWS, STACK]
         Overwritten.
     """
@@ -186,7 +186,7 @@ def branch_and_bound(
 
 @helper
 def energy_of(normalized: Floats, importance: Floats) -> float:
-    """Error of a group of zeros, in units of the squared absmax."""
+    """Return the error of a group of zeros, in units of the squared absmax."""
     energy = 0.0
     for i in range(GROUP_SIZE):
         v = np.float64(normalized[i])
@@ -196,7 +196,7 @@ def energy_of(normalized: Floats, importance: Floats) -> float:
 
 @helper
 def _margin(error: float, energy: float) -> float:
-    """More than rounding can lift a bound above an error as decoded.
+    """Return more than rounding can lift a bound above an error as decoded.
 
     A level computed here, or decoded, is within 2 10^-6 of its true value: a few roundings to
     2^-24 of it, in c enlarged at most sevenfold (code 1 at c = 1). A settled weight's level is at
@@ -209,7 +209,7 @@ def _margin(error: float, energy: float) -> float:
 
 @helper
 def set_roots(absmax: np.float32, full: bool, stack: Integers) -> int:
-    """The boxes that hold all there is: one, or one for each sign."""
+    """Put the boxes that hold all pairs on the stack, one for each sign; return their number."""
     last = np.int32(scale_bits_not_below(min(_FARTHEST_SCALE * absmax, np.float32(MAX_SCALE))))
     count = 0
     for sign in (1, -1):
@@ -252,9 +252,19 @@ def bound(
     full: bool,
     bounds: Floats,
 ) -> None:
-    """Lower bounds of the boxes' errors, in units of the squared absmax: see the module."""
+    """Write lower bounds of the boxes' errors, in units of the squared absmax: see the module.
+
+    Parameters
+    ----------
+    batch : int32[BOX_ROWS, boxes]
+    normalized, importance : float32[GROUP_SIZE]
+    absmax : float32
+    full : bool
+    bounds : float32[BOXES]
+        Overwritten; those beyond the batch mean nothing.
+    """
     # The compiler knows the strides of arrays that are made here: loops over boxes become vectors.
-    room = np.empty((ROWS, BOXES), np.float32)
+    values = np.empty((ROWS, BOXES), np.float32)
     sign = np.empty(BOXES, np.float32)
     low = np.empty((STEPS, BOXES), np.float32)
     high = np.empty((STEPS, BOXES), np.float32)
@@ -267,28 +277,28 @@ def bound(
         p, dp = _HALF * (p0 + p1), _HALF * (p1 - p0)
         c, dc = _HALF * (c0 + c1), _HALF * (c1 - c0)
         turn = p1 * dc
-        room[LEVEL, box] = p * (_ONE - c) * SEVENTH
-        room[LEVEL_BEND, box] = p * c * _49TH
-        room[LEVEL_8, box] = p * (_8_X + c * _8_B)
-        room[SPAN, box] = dp / p
-        room[TURN, box] = turn
+        values[LEVEL, box] = p * (_ONE - c) * SEVENTH
+        values[LEVEL_BEND, box] = p * c * _49TH
+        values[LEVEL_8, box] = p * (_8_X + c * _8_B)
+        values[SPAN, box] = dp / p
+        values[TURN, box] = turn
         dp = dp + _ROUNDING * p1
         turn = turn + _ROUNDING * turn
-        room[REACH, box] = (dp * (_ONE - c) + turn) * SEVENTH
-        room[REACH_BEND, box] = (dp * c - turn) * _49TH
-        room[REACH_8, box] = dp * (_8_X + c * _8_B) + turn * _8_B
+        values[REACH, box] = (dp * (_ONE - c) + turn) * SEVENTH
+        values[REACH_BEND, box] = (dp * c - turn) * _49TH
+        values[REACH_8, box] = dp * (_8_X + c * _8_B) + turn * _8_B
     for k in range(STEPS):
         j0, j1 = np.float32(k), np.float32(k + 1)
         for box in range(BOXES):
-            level, bend = room[LEVEL, box], room[LEVEL_BEND, box]
-            reach, reach_bend = room[REACH, box], room[REACH_BEND, box]
+            level, bend = values[LEVEL, box], values[LEVEL_BEND, box]
+            reach, reach_bend = values[REACH, box], values[REACH_BEND, box]
             center = _HALF * (j0 * (level + j0 * bend) + j1 * (level + j1 * bend))
             moves = _HALF * (j0 * (reach + j0 * reach_bend) + j1 * (reach + j1 * reach_bend))
             low[k, box] = center - moves
             high[k, box] = center + moves
     for row in (ERROR, ALONG_SCALE, ALONG_CURVE):
         for box in range(BOXES):
-            room[row, box] = _ZERO
+            values[row, box] = _ZERO
     for i in range(GROUP_SIZE):
         a = abs(normalized[i])
         signed = normalized[i] if full else _ZERO
@@ -297,14 +307,14 @@ def bound(
             # The least and the greatest code that the weight may have in the box, but for code 8.
             j0 = codes_passed(a, high, box)
             j1 = codes_passed(a, low, box)
-            level, bend = room[LEVEL, box], room[LEVEL_BEND, box]
-            reach, reach_bend = room[REACH, box], room[REACH_BEND, box]
+            level, bend = values[LEVEL, box], values[LEVEL_BEND, box]
+            reach, reach_bend = values[REACH, box], values[REACH_BEND, box]
             level0 = j0 * (level + j0 * bend)
             reach0 = j0 * (reach + j0 * reach_bend)
             reach1 = j1 * (reach + j1 * reach_bend)
-            e0, e8 = a - level0, a - room[LEVEL_8, box]
+            e0, e8 = a - level0, a - values[LEVEL_8, box]
             far0, far1 = abs(e0), abs(a - j1 * (level + j1 * bend))
-            far8, reach8 = abs(e8), room[REACH_8, box]
+            far8, reach8 = abs(e8), values[REACH_8, box]
             least = max(min(far0 - reach0, far1 - reach1), _ZERO)
             least = _ZERO if j1 - j0 > _TWO_NEIGHBORS else least
             one = j0 == j1
@@ -315,19 +325,19 @@ def bound(
             settled = is8 or (one and not may8)
             e = e8 if is8 else e0
             j = np.float32(OUTERMOST) if is8 else j0
-            room[ERROR, box] += h * (e * e if settled else least * least)
+            values[ERROR, box] += h * (e * e if settled else least * least)
             slope = h * e if settled else _ZERO
-            room[ALONG_SCALE, box] += slope * (room[LEVEL_8, box] if is8 else level0)
-            room[ALONG_CURVE, box] += slope * (j * (j * _49TH - SEVENTH))
+            values[ALONG_SCALE, box] += slope * (values[LEVEL_8, box] if is8 else level0)
+            values[ALONG_CURVE, box] += slope * (j * (j * _49TH - SEVENTH))
     for box in range(batch.shape[1]):
-        along_scale = abs(room[ALONG_SCALE, box]) * room[SPAN, box]  # y is level / p
-        along_curve = abs(room[ALONG_CURVE, box]) * room[TURN, box]
-        bounds[box] = room[ERROR, box] - np.float32(2) * (along_scale + along_curve)
+        along_scale = abs(values[ALONG_SCALE, box]) * values[SPAN, box]  # y is level / p
+        along_curve = abs(values[ALONG_CURVE, box]) * values[TURN, box]
+        bounds[box] = values[ERROR, box] - np.float32(2) * (along_scale + along_curve)
 
 
 @helper
 def codes_passed(magnitude: np.float32, midpoints: Floats, box: int) -> np.float32:
-    """How many midpoints lie below a magnitude."""
+    """Return how many midpoints lie below a magnitude."""
     code = _ZERO
     code += _ONE if magnitude > midpoints[0, box] else _ZERO
     code += _ONE if magnitude > midpoints[1, box] else _ZERO
@@ -343,7 +353,7 @@ def codes_passed(magnitude: np.float32, midpoints: Floats, box: int) -> np.float
 def decoded_error(
     weights: Floats, importance: Floats, full: bool, scale_bits: np.uint32, curve: np.int32
 ) -> float:
-    """Error of a group as decoded, in the arithmetic of `joint.take_better`."""
+    """Return the error of a group as decoded, in the arithmetic of `joint.take_better`."""
     scale = scale_of_bits(np.uint32(scale_bits & SCALE_MAGNITUDE))
     levels = np.empty(OUTERMOST + 1, np.float64)
     for code in range(OUTERMOST + 1):

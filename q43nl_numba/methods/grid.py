@@ -23,9 +23,9 @@ from typing import Any, Final
 import numpy as np
 
 from .._jit import helper, inlined
+from .._layout import GROUP_SIZE, LARGEST_CURVE
 from ..kernels.curve import ROUND_ROOT
 from ..kernels.curve_search import curve_encoder
-from .._layout import GROUP_SIZE, LARGEST_CURVE
 from ..kernels.tile import LANES_STEP, Doubles, Floats, Integers, weighted
 from .method import Method, Option, integer_from
 
@@ -39,9 +39,9 @@ SLICE: Final = LANES_STEP
 
 
 def _change_tables() -> tuple[Doubles, Doubles]:
-    """What passing from code k to k + 1 does to A, B, C, as constant + slope * v; a row a moment.
+    """Return the changes of A, B and C at the step from code k to k + 1: constant + slope * v.
 
-    The last column stands for "no change".
+    A row a moment; the last column stands for "no change".
     """
     x = np.append(np.arange(_CODES) / 7.0, 1.0)
     b = x * x - x
@@ -55,7 +55,7 @@ _CONSTANT, _SLOPE = _change_tables()
 
 @functools.lru_cache(maxsize=8)
 def grid_handicaps(grid_size: int) -> Doubles:
-    """What is added to each curve's error: 0 for the candidates, infinity for the others.
+    """Return what is added to each curve's error: 0 for candidates, infinity for the others.
 
     Candidates are the storable curves next to `grid_size` evenly spaced values of c.
     """

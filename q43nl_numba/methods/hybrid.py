@@ -19,9 +19,9 @@ from typing import Any, Final
 import numpy as np
 
 from .._jit import helper, inlined
-from ..kernels.curve import NEAREST_LEVEL, set_trial, evaluate, keep_better, new_trial
-from ..kernels.curve_search import curve_encoder
 from .._layout import LARGEST_CURVE
+from ..kernels.curve import NEAREST_LEVEL, evaluate, keep_better, new_trial, set_trial
+from ..kernels.curve_search import curve_encoder
 from ..kernels.tile import Doubles, Floats, Integers
 from .descent import copy, take_best_start
 from .method import Method
@@ -52,7 +52,7 @@ def search_hybrid(
     errors = np.empty((_COARSE, lanes), np.float32)
     center = np.zeros(lanes, np.int32)
     descended = _COARSE + _DESCENTS * _ITERATIONS
-    # All steps take turns in one loop, because each place that evaluates would be compiled apart.
+    # One loop takes all steps: each further call of `evaluate` would be compiled again.
     for step in range(descended + _LAST):
         if step < _COARSE:
             spacing = 2 * LARGEST_CURVE / (_COARSE - 1)
@@ -61,12 +61,12 @@ def search_hybrid(
             done = (step - _COARSE) % _ITERATIONS
             if done == 0:
                 take_best_start(starts, errors, center)
-            set_trial(trial, center, way_out(done) * _STRIDE)
+            set_trial(trial, center, offset_of(done) * _STRIDE)
         else:
             done = step - descended
             if done == 0:
                 copy(curves, center)
-            set_trial(trial, center, way_out(done) * _LAST_STRIDE)
+            set_trial(trial, center, offset_of(done) * _LAST_STRIDE)
         evaluate(magnitudes, importance, trial)
         keep_better(trial, curves, least)
         if step < _COARSE:
@@ -75,7 +75,7 @@ def search_hybrid(
 
 
 @helper
-def way_out(done: int) -> int:
+def offset_of(done: int) -> int:
     """1, -1, 2, -2, ... for 0, 1, 2, 3, ..."""
     distance = done // 2 + 1
     return -distance if done % 2 else distance

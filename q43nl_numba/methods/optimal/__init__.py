@@ -14,16 +14,15 @@ where a curve near c = 1 has its levels. Measured on one core: 4 ns a start and 
 best included, against 14 ns for a round. With 288 pairs of starts and four refined (effort 5) the
 error on normal data is 1.0004 times the optimum, where 76 pairs with one refined leave 1.017.
 
-Most optima have the absmax at the outermost codes. A few weights among zeros may fit better with the
-absmax at code 5 or 6 of a strongly bent curve: a sixteenth more starts look there. With nine in ten
-weights zero, that takes the error from 1.011 to 1.0002 times the optimum (effort 5); before, no
-effort came nearer.
+Most optima have the absmax at the outermost codes. A few weights among zeros may fit better with
+the absmax at code 5 or 6 of a strongly bent curve: a sixteenth of the starts are for those. With
+nine in ten weights zero, they take the error from 1.011 to 1.0002 times the optimum (effort 5).
 
 What did not help: more than two rounds for a poor start (with one refined start, 1.0173 becomes
 1.0154 at three rounds, while a second start makes it 1.009); bins even in the magnitude (as good on
 normal data, but 8 % above the optimum where one weight is a hundred times the others). More than
 about 600 pairs gain less than 0.01 %. Nearly half of the time at effort 1 is spent on the grid
-search, whose result is judged with the others: so no group is ever worse than with `grid`.
+search, whose result is one of the finalists: so no group is ever worse than with `grid`.
 """
 
 from __future__ import annotations
@@ -36,12 +35,11 @@ import numpy as np
 from ..._jit import helper, inlined, types
 from ..._layout import GROUP_SIZE, MAX_SCALE
 from ...kernels.curve_search import set_scales
-from ...kernels.joint import joint_encoder, take_better
+from ...kernels.joint import OUTERMOST, joint_encoder, take_better
 from ...kernels.tile import LANES, Doubles, Floats, Integers, ScaleBits, set_magnitudes
 from ..grid import CURVES, grid_handicaps, search_grid
 from ..method import Method, Option, integer_between, one_of
 from .refinement import (
-    OUTERMOST,
     add_moments,
     keep_best_pairs,
     refit,

@@ -138,7 +138,7 @@ def code_of(v: np.float32, midpoints: Floats, lane: int) -> np.float32:
 
 @helper
 def refit(sums: Floats, limit: Floats, scale: Floats, c: Floats) -> None:
-    """Write the best scale and c for the codes; at the largest scale, the c that is best with it."""
+    """Write the best scale and c for the codes; at the largest scale, the best c with that."""
     for lane in range(LANES):
         s2, s3, s4 = sums[0, lane], sums[1, lane], sums[2, lane]
         a, b = sums[3, lane], sums[4, lane]

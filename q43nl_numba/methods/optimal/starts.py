@@ -36,13 +36,13 @@ _BINS: Final = np.float32(BINS)
 
 
 def midpoint(k: int, c: float) -> float:
-    """Halfway between the levels k and k + 1, in units of the scale."""
+    """Return the midpoint of the levels k and k + 1, in units of the scale."""
     x0, x1 = k / 7, (k + 1) / 7
     return (x0 + c * (x0 * x0 - x0) + x1 + c * (x1 * x1 - x1)) / 2
 
 
 def start_table(scale_count: int, c_count: int) -> tuple[Integers, Floats]:
-    """Bins from which each code begins, for every pair of scale and c; and the pairs."""
+    """Return the bins from which each code begins, for every pair of scale and c; and the pairs."""
     pairs = grid_of_starts(_SCALES, (-1.0, 1.0), scale_count, c_count)
     pairs += grid_of_starts(
         _LARGE_SCALES, _LARGE_CS, max(scale_count // 4, 2), max(c_count // 4, 2)
@@ -59,7 +59,7 @@ def start_table(scale_count: int, c_count: int) -> tuple[Integers, Floats]:
 def grid_of_starts(
     scales: tuple[float, float], cs: tuple[float, float], scale_count: int, c_count: int
 ) -> list[tuple[float, float]]:
-    """Evenly spaced pairs of scale and c, the ends of both ranges included."""
+    """Return evenly spaced pairs of scale and c, the ends of both ranges included."""
     return [
         (scale, c)
         for c in np.linspace(*cs, c_count).tolist()
@@ -80,7 +80,23 @@ def rank_starts(
     starts: Floats,
     chosen: Integers,
 ) -> None:
-    """The most promising starts of some lanes: start's number times two, plus one if mirrored."""
+    """Write the best starts of the lanes from `first` on: number times two, plus one if mirrored.
+
+    Parameters
+    ----------
+    normalized, importance, first_moments : float32[GROUP_SIZE, LANES]
+        `first_moments` are importance times magnitude.
+    first : int
+    full : bool
+    limit : float32[LANES]
+        Largest scale, in units of the absmax.
+    mirrors : bool[LANES]
+        Whether a negative scale may be stored.
+    bins : int32[starts, OUTERMOST]
+    starts : float32[starts, 2]
+    chosen : int32[refined, LANES]
+        Overwritten from `first` on.
+    """
     table = np.zeros((3, ROWS, 2, SLICE), np.float32)
     fill_table(normalized, importance, first_moments, first, table)
     kept = chosen.shape[0]
@@ -103,9 +119,9 @@ def rank_starts(
 def fill_table(
     normalized: Floats, importance: Floats, first_moments: Floats, first: int, table: Floats
 ) -> None:
-    """Importance of all weights from each bin on, and importance times magnitude.
+    """Write the importance from each bin on, and importance times magnitude.
 
-    Of all weights, of the negative ones and of the positive ones.
+    `table` is float32[3, ROWS, 2, SLICE]: of all weights, the negative and the positive ones.
     """
     for lane in range(SLICE):
         for i in range(GROUP_SIZE):
@@ -129,7 +145,7 @@ def fill_table(
 def add_inner_codes(
     table: Floats, t1: np.int32, t2: np.int32, t3: np.int32, t4: np.int32, sums: Floats
 ) -> None:
-    """Moments that the steps to codes 1 to 4 make up."""
+    """Write the moments that the steps to codes 1 to 4 make up."""
     for lane in range(SLICE):
         n1, n2 = table[0, t1, 0, lane], table[0, t2, 0, lane]
         n3, n4 = table[0, t3, 0, lane], table[0, t4, 0, lane]

@@ -29,9 +29,9 @@ from typing import Any, Final
 import numpy as np
 
 from ..._jit import helper, inlined
+from ..._layout import GROUP_SIZE
 from ...kernels.curve import NEAREST_LEVEL, curve_of_c, evaluate, keep_better, new_trial
 from ...kernels.curve_search import curve_encoder
-from ..._layout import GROUP_SIZE
 from ...kernels.tile import Doubles, Floats, Integers, weighted
 from ..method import Method
 from .network import COUNTS, ESTIMATES, HIDDEN, flat_network
@@ -66,7 +66,7 @@ def search_predictor(
 
 @helper
 def set_counts(magnitudes: Floats, importance: Any, counts: Floats) -> None:
-    """How many of each lane's magnitudes exceed each threshold."""
+    """Count how many of each lane's magnitudes exceed each threshold."""
     for k in range(COUNTS):
         threshold = np.float32((k + 0.5) / COUNTS)
         for lane in range(counts.shape[1]):
@@ -90,7 +90,7 @@ def set_counts(magnitudes: Floats, importance: Any, counts: Floats) -> None:
 
 @helper
 def estimate(counts: Floats, network: Doubles, estimates: Floats) -> None:
-    """The network's answer: two hidden layers of rectified sums, then sums."""
+    """Write the network's estimates: two hidden layers of rectified sums, then sums."""
     first = np.empty((HIDDEN, counts.shape[1]), np.float32)
     second = np.empty((HIDDEN, counts.shape[1]), np.float32)
     at = add_layer(counts, network, 0, first)
@@ -102,7 +102,9 @@ def estimate(counts: Floats, network: Doubles, estimates: Floats) -> None:
 
 @helper
 def add_layer(inputs: Floats, network: Doubles, at: int, outputs: Floats) -> int:
-    """Each output's bias and weighted inputs, from the network's place `at` on; where they end.
+    """Write each output's bias and weighted inputs, from number `at` of the network on.
+
+    Return where they end.
 
     The number of inputs must be a multiple of four.
     """

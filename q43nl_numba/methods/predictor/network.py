@@ -68,5 +68,5 @@ def _digest(layers: list[Any]) -> str:
 
 @functools.cache
 def flat_network() -> NDArray[np.float64]:
-    """The network as the kernel reads it, loaded and checked once."""
+    """Return the network as the kernel reads it, loaded and checked once."""
     return np.concatenate([layer.reshape(-1) for layer in read_network()]).astype(np.float64)

@@ -67,7 +67,7 @@ def _signs(rng: np.random.Generator, shape: tuple[int, int]) -> NDArray[np.float
 
 
 def _each(rng: np.random.Generator, shape: tuple[int, int], low: float, high: float) -> Any:
-    """A number for each group."""
+    """Draw a number for each group."""
     return rng.uniform(low, high, (shape[0], 1))
 
 
@@ -105,7 +105,7 @@ HELD_OUT: Final[dict[str, Draw]] = {
 
 @dataclass(frozen=True)
 class Groups:
-    """What training knows of some groups."""
+    """Groups to train with, and their errors at all curves."""
 
     counts: Floats
     """float32[COUNTS, n]."""
@@ -145,7 +145,7 @@ def _try_tiles(weights: Floats, scales: Floats, counts: Floats, errors: Floats) 
 
 @helper
 def _try_tile(weights: Floats, first: int, scales: Floats, counts: Floats, errors: Floats) -> None:
-    """Scales, counts and errors at all curves of the groups in a tile."""
+    """Write scales, counts and errors at all curves of the groups in a tile."""
     tile_weights = np.empty((GROUP_SIZE, LANES), np.float32)
     magnitudes = np.empty((GROUP_SIZE, LANES), np.float32)
     scale_bits = np.empty(LANES, np.uint32)
@@ -175,7 +175,7 @@ _try_all = Kernel(_try_tiles)
 
 
 def smoothed(errors: Floats) -> Floats:
-    """Each table's means over neighboring curves."""
+    """Return each table's means over neighboring curves."""
     padded = np.pad(errors, ((0, 0), (SMOOTHED + 1, SMOOTHED)), mode="edge")
     sums = np.cumsum(padded, axis=1, dtype=np.float64)
     width = 2 * SMOOTHED + 1
@@ -327,7 +327,7 @@ def train(groups: Groups, steps: int = STEPS, seed: int = SEED) -> list[NDArray[
 
 
 def split(network: Doubles) -> list[Doubles]:
-    """A flat network's layers."""
+    """Return a flat network's layers."""
     ends = np.cumsum([rows * columns for rows, columns in SHAPES])
     parts = np.split(network, ends[:-1])
     return [part.reshape(shape) for part, shape in zip(parts, SHAPES, strict=True)]
@@ -374,7 +374,7 @@ def _improved(errors: Floats, weights: Doubles, rows: NDArray[np.int64]) -> NDAr
 
 
 def given_weights(path: Path) -> Draw:
-    """Groups of a ``.npy`` file, taken evenly over all of it."""
+    """Return a draw of groups of a ``.npy`` file, taken evenly over all of it."""
     array = np.load(path, mmap_mode="r")
     if array.dtype.kind != "f" or array.size == 0 or array.size % GROUP_SIZE:
         raise ValueError(

@@ -1,0 +1,235 @@
+"""The commands ``calibrate`` and ``evaluate``, and statistics as ``convert`` is asked for them."""
+
+from __future__ import annotations
+
+import argparse
+import os
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
+
+from .._parser import integer_from
+from .._process import DONE, say
+from .._text import json_text
+from ..convert import ConvertReport, convert_model
+from ..convert.command import declare_convert as _declare_convert
+from .collect import DEFAULT_TOKENS as CALIBRATION_TOKENS
+from .collect import calibrate
+from .converting import convert_calibrated, convert_with_hessians
+from .errors import CalibrationError
+from .evaluate import DEFAULT_TOKENS as EVALUATION_TOKENS
+from .evaluate import evaluate
+from .plot import matplotlib, save_plot
+from .text import DEFAULT_WINDOW
+
+__all__ = [
+    "declare_calibrate",
+    "declare_convert",
+    "declare_evaluate",
+]
+
+_CALIBRATE_EXAMPLES = """\
+examples:
+  q43nl-numba calibrate SmolLM2-135M stats.safetensors --text book.txt code.txt
+  q43nl-numba calibrate SmolLM2-135M stats.safetensors --text book.txt --hessians --tokens 32768
+"""
+
+_EVALUATE_EXAMPLES = """\
+examples:
+  q43nl-numba evaluate SmolLM2-135M SmolLM2-135M-q43nl --text held-out.txt
+  q43nl-numba evaluate SmolLM2-135M model-q43nl.safetensors --text held-out.txt --json
+  q43nl-numba evaluate SmolLM2-135M SmolLM2-135M-q43nl --text held-out.txt --plot loss.svg
+"""
+
+
+def declare_calibrate(parser: argparse.ArgumentParser) -> None:
+    """Declare the arguments of ``calibrate``."""
+    parser.description = (
+        "Run text through a model and write down what its matrices are multiplied with, so that\n"
+        "convert knows which errors matter."
+    )
+    parser.epilog = _CALIBRATE_EXAMPLES
+    parser.add_argument("folder", metavar="FOLDER", help="Hugging Face model folder")
+    parser.add_argument(
+        "destination",
+        metavar="STATS",
+        help="safetensors file to write; convert reads it as --importance and --hessians",
+    )
+    _add_text_arguments(parser, CALIBRATION_TOKENS)
+    parser.add_argument(
+        "--hessians",
+        action="store_true",
+        help="also keep the full second moments of the inputs, for error feedback",
+    )
+    parser.set_defaults(run=_run_calibrate, usage_error=parser.error)
+
+
+def _run_calibrate(args: argparse.Namespace) -> int:
+    """Calibrate and print one line about it."""
+    _say_if_built_in(args.text)
+    report = calibrate(
+        args.folder,
+        args.destination,
+        args.text,
+        tokens=args.tokens,
+        window=args.window,
+        hessians=args.hessians,
+        progress=True,
+    )
+    print(report.table())
+    return DONE
+
+
+def declare_evaluate(parser: argparse.ArgumentParser) -> None:
+    """Declare the arguments of ``evaluate``."""
+    parser.description = (
+        "Run text through a model and its quantized version and show what was lost: perplexity,\n"
+        "KL divergence of the next-token distributions, and every layer's output error."
+    )
+    parser.epilog = _EVALUATE_EXAMPLES
+    parser.add_argument("original", metavar="ORIGINAL", help="Hugging Face model folder")
+    parser.add_argument(
+        "quantized",
+        metavar="QUANTIZED",
+        help="the folder or file that convert made of it, or another folder of the same shape",
+    )
+    _add_text_arguments(parser, EVALUATION_TOKENS)
+    parser.add_argument("--json", action="store_true", help="print a JSON object, not a table")
+    parser.add_argument(
+        "--plot", metavar="FILE", help="draw the layers' errors and the divergence (png, svg, pdf)"
+    )
+    parser.set_defaults(run=_run_evaluate, usage_error=parser.error)
+
+
+def _run_evaluate(args: argparse.Namespace) -> int:
+    """Evaluate, draw and print the figures."""
+    if args.plot is not None:
+        matplotlib()  # its absence shall not show after minutes of work
+        _check_plot_name(args)
+    _say_if_built_in(args.text)
+    report = evaluate(
+        args.original,
+        args.quantized,
+        args.text,
+        tokens=args.tokens,
+        window=args.window,
+        progress=True,
+    )
+    if args.plot is not None:
+        save_plot(report, args.plot)
+    print(json_text(report.document()) if args.json else report.table())
+    return DONE
+
+
+def declare_convert(parser: argparse.ArgumentParser) -> None:
+    """Declare the arguments of ``convert``, those for statistics of the model's inputs included."""
+    _declare_convert(parser)
+    _add_conversion_arguments(parser)
+    parser.set_defaults(conversion=_chosen_conversion)
+
+
+def _add_conversion_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare what a conversion can be given beside importance."""
+    group = parser.add_argument_group("statistics of the model's inputs")
+    source = group.add_mutually_exclusive_group()
+    source.add_argument(
+        "--calibrate",
+        nargs="*",
+        metavar="TEXT",
+        help="measure each matrix' inputs on this text (without one, on a small built-in text), "
+        "after the matrices before it were quantized",
+    )
+    source.add_argument(
+        "--hessians", metavar="FILE", help="error feedback by what calibrate --hessians wrote"
+    )
+    group.add_argument(
+        "--no-feedback",
+        action="store_true",
+        help="with --calibrate: importance instead of error feedback, which takes less time",
+    )
+    _add_size_arguments(group, CALIBRATION_TOKENS)
+
+
+def _chosen_conversion(args: argparse.Namespace) -> Callable[..., ConvertReport]:
+    """Return what converts as the arguments ask, called like `convert_model`."""
+    if args.no_feedback and args.calibrate is None:
+        args.usage_error("--no-feedback must be given with --calibrate")
+    if args.calibrate is None and args.hessians is None:
+        return convert_model
+    if args.importance is not None:
+        given = "--hessians" if args.calibrate is None else "--calibrate"
+        args.usage_error(f"{given} must be given without --importance")
+    if args.calibrate is None:
+        return partial(_without_importance, convert_with_hessians, hessians=args.hessians)
+    _say_if_built_in(args.calibrate)
+    return partial(
+        _without_importance,
+        convert_calibrated,
+        text=args.calibrate or None,
+        tokens=args.tokens,
+        window=args.window,
+        feedback=not args.no_feedback,
+    )
+
+
+def _without_importance(
+    convert: Callable[..., ConvertReport],
+    *positional: Any,
+    importance: None = None,
+    allow_empty: bool = False,
+    resume: bool = False,
+    scheduler: str | None = None,
+    **options: Any,
+) -> ConvertReport:
+    """Call a conversion that does not know some of `convert_model`'s arguments."""
+    for name, given in (("resume", resume), ("scheduler", scheduler), ("allow-empty", allow_empty)):
+        if given:
+            raise CalibrationError(f"--{name} must not be given with --calibrate or --hessians")
+    return convert(*positional, **options)
+
+
+def _add_text_arguments(parser: argparse.ArgumentParser, tokens: int) -> None:
+    """Declare which text is read, and how much of it."""
+    parser.add_argument(
+        "--text",
+        nargs="+",
+        metavar="FILE",
+        help="text files in UTF-8 (default: a small built-in text)",
+    )
+    _add_size_arguments(parser, tokens)
+
+
+def _add_size_arguments(parser: Any, tokens: int) -> None:
+    """Declare how much of a text is read."""
+    parser.add_argument(
+        "--tokens",
+        type=integer_from(2),
+        default=tokens,
+        metavar="N",
+        help=f"tokens to take at most, spread evenly over the text (default: {tokens})",
+    )
+    parser.add_argument(
+        "--window",
+        type=integer_from(2),
+        default=DEFAULT_WINDOW,
+        metavar="N",
+        help=f"tokens that are run together (default: {DEFAULT_WINDOW})",
+    )
+
+
+def _say_if_built_in(text: Sequence[str] | None) -> None:
+    """Print a line if no text was given."""
+    if not text:
+        say(
+            "no text was given: a small built-in text is used; "
+            "text of the kind that the model will see serves better"
+        )
+
+
+def _check_plot_name(args: argparse.Namespace) -> None:
+    """Refuse, before the work, a name that no picture can be written under."""
+    folder = os.path.dirname(args.plot) or "."
+    if os.path.splitext(args.plot)[1].lower() not in (".png", ".svg", ".pdf"):
+        args.usage_error(f"--plot must end in .png, .svg or .pdf, found {args.plot!r}")
+    if not os.path.isdir(folder):
+        args.usage_error(f"--plot must be in a folder that exists, found {args.plot!r}")

@@ -1,0 +1,338 @@
+"""What a model is: the keys of ``config.json`` that the forward pass needs, and its tensors."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+from .architectures import ARCHITECTURES, Architecture
+from .errors import CalibrationError
+
+CONFIG_FILE = "config.json"
+
+_Value = TypeVar("_Value")
+
+#: Matrices of a layer that share their input, in the order in which the forward pass meets them.
+Stages = tuple[tuple[str, ...], ...]
+
+
+@dataclass(frozen=True)
+class Rope:
+    """Rotary position embedding: the kind of scaling, the base and the scaling's parameters."""
+
+    kind: str
+    theta: float
+    parameters: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """The shape of a model.
+
+    Parameters
+    ----------
+    architecture : str
+        Class name in ``config.json``, one of `ARCHITECTURES`.
+    layers, hidden_size, intermediate_size, heads, kv_heads, head_dim, vocab_size : int
+        Dimensions.
+    max_positions : int
+        Longest context of the model, tokens.
+    norm_eps : float
+        What RMS normalization adds to the mean square.
+    activation : str
+        Name of the MLP's activation.
+    tied : bool
+        Whether the embedding also serves as the output matrix.
+    rope : Rope
+        Rotary position embedding.
+    rotary_dim : int
+        Elements of a head that are rotated, the first ones.
+    sliding_windows : tuple of int or None
+        For every layer how many positions a token attends to (itself included), or None for all.
+    rotated_layers : tuple of bool
+        For every layer whether it rotates queries and keys.
+    experts, experts_per_token : int
+        Of a mixture of experts, whose `intermediate_size` is that of an expert; else 0.
+    normalized_experts : bool
+        Whether the shares of a token's experts add up to 1.
+    """
+
+    architecture: str
+    layers: int
+    hidden_size: int
+    intermediate_size: int
+    heads: int
+    kv_heads: int
+    head_dim: int
+    vocab_size: int
+    max_positions: int
+    norm_eps: float
+    activation: str
+    tied: bool
+    rope: Rope
+    rotary_dim: int
+    sliding_windows: tuple[int | None, ...]
+    rotated_layers: tuple[bool, ...]
+    experts: int = 0
+    experts_per_token: int = 0
+    normalized_experts: bool = True
+
+    @property
+    def differences(self) -> Architecture:
+        """How its architecture differs from Llama."""
+        return ARCHITECTURES[self.architecture]
+
+    @property
+    def output_matrix(self) -> str:
+        """Name of the matrix that the last hidden states are multiplied with."""
+        return "model.embed_tokens.weight" if self.tied else "lm_head.weight"
+
+    def digest(self) -> str:
+        """Return the SHA-256 of the configuration and of every matrix' name and shape.
+
+        Files that were trained further have the digest of the model they started from.
+        """
+        facts = {
+            "architecture": self.architecture,
+            "shapes": {name: list(shape) for name, shape in expected_shapes(self).items()},
+            "heads": [self.heads, self.kv_heads],
+            "activation": self.activation,
+            "norm_eps": self.norm_eps,
+            "rope": [self.rope.kind, self.rope.theta, self.rope.parameters, self.rotary_dim],
+            "sliding_windows": self.sliding_windows,
+            "rotated_layers": self.rotated_layers,
+            "experts_per_token": self.experts_per_token,
+        }
+        return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
+
+    def summary(self) -> str:
+        """Return one line that tells models apart for a reader.
+
+        Example: ``LlamaForCausalLM, 30 layers, hidden size 576, vocabulary 49152``.
+        """
+        return (
+            f"{self.architecture}, {self.layers} layers, hidden size {self.hidden_size}, "
+            f"vocabulary {self.vocab_size}"
+        )
+
+
+def layer_prefix(index: int) -> str:
+    """Return what the names of a layer's tensors begin with.
+
+    >>> layer_prefix(3)
+    'model.layers.3.'
+    """
+    return f"model.layers.{index}."
+
+
+def layer_stages(config: ModelConfig) -> Stages:
+    """Return a layer's matrices by their inputs, in the forward pass' order, without the prefix."""
+    experts = config.differences.experts
+    attention: tuple[str, ...] = tuple(f"self_attn.{which}_proj.weight" for which in "qkv")
+    mlp: tuple[str, ...] = ("mlp.gate_proj.weight", "mlp.up_proj.weight")
+    if config.differences.fused:
+        attention, mlp = ("self_attn.qkv_proj.weight",), ("mlp.gate_up_proj.weight",)
+    stages: list[tuple[str, ...]] = [attention, ("self_attn.o_proj.weight",)]
+    if experts is None:
+        return (*stages, mlp, ("mlp.down_proj.weight",))
+    stages.append((f"{experts.router}.weight",))
+    for number in range(config.experts):
+        gate, up, down = (
+            f"{name.format(number)}.weight" for name in (experts.gate, experts.up, experts.down)
+        )
+        stages += [(gate, up), (down,)]
+    return tuple(stages)
+
+
+def layer_shapes(config: ModelConfig) -> dict[str, tuple[int, int]]:
+    """Return the shape of every matrix of a layer, by its name without the prefix."""
+    hidden, inner = config.hidden_size, config.intermediate_size
+    q_rows, kv_rows = config.heads * config.head_dim, config.kv_heads * config.head_dim
+    first, output, *mlp = layer_stages(config)
+    rows = (q_rows + 2 * kv_rows,) if len(first) == 1 else (q_rows, kv_rows, kv_rows)
+    shapes = {name: (count, hidden) for name, count in zip(first, rows, strict=True)}
+    shapes[output[0]] = (hidden, q_rows)
+    if config.experts:
+        shapes[mlp.pop(0)[0]] = (config.experts, hidden)
+    for into, out_of in zip(mlp[::2], mlp[1::2], strict=True):
+        shapes |= dict.fromkeys(into, (2 * inner // len(into), hidden))
+        shapes[out_of[0]] = (hidden, inner)
+    return shapes
+
+
+def expected_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
+    """Return the shape of every tensor that a folder must have (biases are optional)."""
+    shapes: dict[str, tuple[int, ...]] = {
+        "model.embed_tokens.weight": (config.vocab_size, config.hidden_size)
+    }
+    for index in range(config.layers):
+        prefix = layer_prefix(index)
+        shapes |= {prefix + name: shape for name, shape in layer_shapes(config).items()}
+        shapes[prefix + "input_layernorm.weight"] = (config.hidden_size,)
+        shapes[prefix + "post_attention_layernorm.weight"] = (config.hidden_size,)
+        if config.differences.head_norms:
+            shapes[prefix + "self_attn.q_norm.weight"] = (config.head_dim,)
+            shapes[prefix + "self_attn.k_norm.weight"] = (config.head_dim,)
+    shapes["model.norm.weight"] = (config.hidden_size,)
+    if not config.tied:
+        shapes["lm_head.weight"] = (config.vocab_size, config.hidden_size)
+    return shapes
+
+
+# ---------------------------------------------------------------------------------------------
+# Reading config.json
+# ---------------------------------------------------------------------------------------------
+
+
+def read_config(folder: str | os.PathLike[str]) -> ModelConfig:
+    """Read the configuration of a Hugging Face model folder.
+
+    Raises
+    ------
+    OSError
+        If the folder has no readable ``config.json``.
+    CalibrationError
+        If it is not JSON, lacks a key, or describes an architecture that is not known.
+    """
+    path = os.path.join(folder, CONFIG_FILE)
+    if not os.path.isdir(folder):
+        raise CalibrationError(f"{os.fspath(folder)}: must be a folder with a {CONFIG_FILE}")
+    with open(path, encoding="utf-8") as file:
+        try:
+            raw = json.load(file)
+        except ValueError as error:
+            raise CalibrationError(f"{path}: must be JSON, found {error}") from error
+    if not isinstance(raw, dict):
+        raise CalibrationError(f"{path}: must be a JSON object, found {type(raw).__name__}")
+    return parse_config(raw, path)
+
+
+def parse_config(raw: Mapping[str, Any], path: str = CONFIG_FILE) -> ModelConfig:
+    """Return the configuration that the content of a ``config.json`` describes.
+
+    Examples
+    --------
+    >>> config = parse_config({
+    ...     "architectures": ["LlamaForCausalLM"], "num_hidden_layers": 2, "hidden_size": 64,
+    ...     "intermediate_size": 96, "num_attention_heads": 4, "vocab_size": 300})
+    >>> config.head_dim, config.kv_heads, config.rope.theta
+    (16, 4, 10000.0)
+    """
+    known = _Keys(raw, path)
+    name = known.architecture()
+    architecture = ARCHITECTURES[name]
+    layers, hidden = known.count("num_hidden_layers"), known.count("hidden_size")
+    heads = known.count("num_attention_heads")
+    head_dim = known.count("head_dim", architecture.head_dim or hidden // heads)
+    kv_heads = known.count("num_key_value_heads", architecture.kv_heads or heads)
+    if heads % kv_heads:
+        raise CalibrationError(
+            f"{path}: num_attention_heads must be a multiple of num_key_value_heads, "
+            f"found {heads} and {kv_heads}"
+        )
+    windows = known.for_each_layer("layer_types", architecture.sliding_windows(raw, layers))
+    rotated = known.for_each_layer("no_rope_layers", architecture.rotated_layers(raw, layers))
+    rope, rotary_share = _rope(raw)
+    activation = raw.get("hidden_act") or raw.get("hidden_activation") or architecture.activation
+    return ModelConfig(
+        architecture=name,
+        layers=layers,
+        hidden_size=hidden,
+        heads=heads,
+        kv_heads=kv_heads,
+        head_dim=head_dim,
+        vocab_size=known.count("vocab_size"),
+        max_positions=known.count("max_position_embeddings", 2048),
+        norm_eps=float(raw.get("rms_norm_eps", 1e-6)),
+        activation=str(activation),
+        tied=bool(raw.get("tie_word_embeddings", architecture.tied)),
+        rope=rope,
+        rotary_dim=int(head_dim * rotary_share),
+        sliding_windows=windows,
+        rotated_layers=rotated,
+        **(
+            _experts(known, raw)
+            if architecture.experts
+            else {"intermediate_size": known.count("intermediate_size")}
+        ),
+    )
+
+
+def _experts(known: _Keys, raw: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what a mixture of experts needs beside a dense model."""
+    if raw.get("mlp_only_layers") or raw.get("decoder_sparse_step", 1) != 1:
+        raise CalibrationError(
+            f"{known.path}: every layer must have experts, found "
+            f"mlp_only_layers {raw.get('mlp_only_layers')!r} and "
+            f"decoder_sparse_step {raw.get('decoder_sparse_step')!r}"
+        )
+    key = "num_local_experts" if "num_local_experts" in raw else "num_experts"
+    return {
+        "experts": known.count(key),
+        "experts_per_token": known.count("num_experts_per_tok"),
+        "intermediate_size": known.count(
+            "moe_intermediate_size" if "moe_intermediate_size" in raw else "intermediate_size"
+        ),
+        "normalized_experts": bool(raw.get("norm_topk_prob", "num_local_experts" in raw)),
+    }
+
+
+class _Keys:
+    """Reads keys of one ``config.json`` and names them in errors."""
+
+    def __init__(self, raw: Mapping[str, Any], path: str) -> None:
+        self._raw = raw
+        self.path = path
+
+    def architecture(self) -> str:
+        """Return the class name of the architecture, which must be known."""
+        found = self._raw.get("architectures")
+        name = found[0] if isinstance(found, list) and found else found
+        if name not in ARCHITECTURES:
+            raise CalibrationError(
+                f"{self.path}: architecture must be one of {', '.join(ARCHITECTURES)}, "
+                f"found {name!r}"
+            )
+        return str(name)
+
+    def for_each_layer(self, key: str, values: tuple[_Value, ...]) -> tuple[_Value, ...]:
+        """Check that there is a value for each layer."""
+        layers = self.count("num_hidden_layers")
+        if len(values) != layers:
+            raise CalibrationError(
+                f"{self.path}: {key} must have {layers} items, found {len(values)}"
+            )
+        return values
+
+    def count(self, key: str, default: int | None = None) -> int:
+        """Return a positive integer; null counts as missing."""
+        value = self._raw.get(key)
+        if value is None:
+            value = default
+        if type(value) is not int or value < 1:
+            raise CalibrationError(
+                f"{self.path}: {key} must be a positive integer, found {value!r}"
+            )
+        return value
+
+
+def _rope(raw: Mapping[str, Any]) -> tuple[Rope, float]:
+    """Return the rotary embedding, in the spelling of transformers 4 or 5, and its share of a head.
+
+    Parameters of the scaling that stand beside it are taken along.
+    """
+    parameters = dict(raw.get("rope_scaling") or raw.get("rope_parameters") or {})
+    theta = parameters.pop("rope_theta", None)
+    kinds = [parameters.pop(key, None) for key in ("rope_type", "type")]
+    share = parameters.pop("partial_rotary_factor", raw.get("partial_rotary_factor"))
+    if "original_max_position_embeddings" in raw:
+        parameters.setdefault(
+            "original_max_position_embeddings", raw["original_max_position_embeddings"]
+        )
+    theta = raw.get("rope_theta") or theta or 10000.0
+    kind = next((kind for kind in kinds if kind is not None), "default")
+    return Rope(str(kind), float(theta), parameters), 1.0 if share is None else float(share)

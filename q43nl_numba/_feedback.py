@@ -79,7 +79,7 @@ def check_damping(damping: Any) -> float:
 def check_hessian(hessian: Any, tensor: NDArray[Any]) -> NDArray[Any]:
     """Check a `hessian` argument but for its values; return it contiguous."""
     array = number_array(hessian, "hessian")
-    if array.dtype not in (np.dtype(np.float32), np.dtype(np.float64)):
+    if array.dtype.newbyteorder("=") not in (np.dtype(np.float32), np.dtype(np.float64)):
         raise TypeError(f"hessian must be float32 or float64, found dtype {array.dtype}")
     if tensor.ndim == 0 or tensor.shape[-1] % GROUP_SIZE:
         raise ValueError(

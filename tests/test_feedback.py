@@ -7,7 +7,7 @@ import hypothesis.strategies as st
 import numpy as np
 import oracle
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from scipy import linalg
 from test_kernels import run
 
@@ -262,7 +262,6 @@ def test_a_diagonal_hessian_is_importance(normal, rng, method, diagonal):
         assert np.array_equal(packed, q43nl(weights, method))
 
 
-@settings(max_examples=25)
 @given(st.data())
 def test_any_matrix(data):
     """Any number of rows, columns and tokens, dead columns, damping, zeros among the weights."""
@@ -287,9 +286,9 @@ def test_any_matrix(data):
     assert_sound(packed, full=method == "optimal")
     found = objective(weights, packed, hessian)
     reference = objective(weights, with_importance(weights, method, hessian), hessian)
-    # What float32 makes of a row: of errors of the size that importance alone leaves.
-    error = weights - dequantize(with_importance(weights, method, hessian), weights.shape)
-    noise = (error.astype(np.float64) ** 2 @ np.diag(hessian)) * columns * 1e-6
+    # Weights and levels are float32 numbers: so is what is known of their difference.
+    error = np.abs(weights - dequantize(packed, weights.shape)).astype(np.float64)
+    noise = 1e-6 * (error * np.abs(weights)) @ np.diag(hessian)
     assert np.all(found <= reference * (1 + ROUNDING) + noise)
 
 

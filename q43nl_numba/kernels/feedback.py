@@ -75,7 +75,8 @@ _COLLINEAR: Final = 1e-5
 """Share of the determinant below which x and b of a group's codes are one direction."""
 
 DOUBT: Final = 2e-5
-"""Largest relative error of a tracked loss."""
+_ROUNDING: Final = 2.0**-20
+"""Largest error of a tracked loss, relative to it and to the products of weights and errors."""
 
 
 class Levels(NamedTuple):
@@ -641,15 +642,18 @@ def compare_block(
     """Compare a block of rows; the other loss is summed up until it is larger in all of them."""
     weights, errors, loss = rows.weights[block], rows.errors[block], rows.loss[block]
     needed = np.zeros(LANES, np.float64)
+    doubt = np.zeros(LANES, np.float64)
     set_errors(packed, quadratic, weights, errors)
     for k in range(errors.shape[0]):
         damping = np.float64(quadratic.damping[k])
+        bend = damping + np.float64(quadratic.hessian[k, k])
         for lane in range(LANES):
-            error = np.float64(errors[k, lane])
+            error = abs(np.float64(errors[k, lane]))
             needed[lane] += damping * (error * error)
+            doubt[lane] += bend * (error * (error + abs(np.float64(weights[k, lane]))))
     for lane in range(LANES):
         # Damped, as the sum is; and what is better must be so beyond doubt.
-        needed[lane] += loss[lane] + DOUBT * (abs(loss[lane]) + needed[lane])
+        needed[lane] += loss[lane] + DOUBT * abs(loss[lane]) + _ROUNDING * doubt[lane]
     found = np.zeros(LANES, np.float64)
     left = np.empty((GROUP_SIZE, LANES), np.float32)
     lanes = better.size

@@ -34,7 +34,7 @@ from q43nl_numba.calibrate import (
 )
 from q43nl_numba.calibrate.statistics import shrunk
 from q43nl_numba.convert import ModelFileError, tensors
-from q43nl_numba.export import export_model, restore_model
+from q43nl_numba.export import ExportWarning, export_model, restore_model
 
 SIZES: dict[str, Any] = {"tokens": 120, "window": 30}
 METHOD = "coarse_fine"
@@ -163,9 +163,19 @@ def test_pieces_within_a_head(tmp_path: Path, text: Path, monkeypatch: pytest.Mo
     convert_with_hessians(
         ENGINE / "smollm2", tmp_path / "b", METHOD, hessians=stats, single_file=True
     )
-    monkeypatch.setattr(tensors, "PIECE_WEIGHTS", 3 * 64)
-    export_with_hessians(ENGINE / "smollm2", tmp_path / "a.st", METHOD, hessians=stats)
-    check_same_groups("smollm2", tmp_path / "a.st", tmp_path / "b")
+    for weights in (32, 3 * 64):
+        monkeypatch.setattr(tensors, "PIECE_WEIGHTS", weights)
+        export_with_hessians(ENGINE / "smollm2", tmp_path / "a.st", METHOD, hessians=stats)
+        check_same_groups("smollm2", tmp_path / "a.st", tmp_path / "b")
+
+
+def test_a_warning_names_the_caller_s_line(tmp_path: Path, text: Path) -> None:
+    with pytest.warns(ExportWarning, match="rope_scaling of") as caught:
+        export_calibrated(
+            ENGINE / "llama3", tmp_path / "a.st", METHOD, text=[text], allow_rope_scaling=True,
+            **SIZES,
+        )  # fmt: skip
+    assert {warning.filename for warning in caught} == {__file__}
 
 
 def test_rules_and_the_quantizer_s_options(tmp_path: Path, text: Path) -> None:

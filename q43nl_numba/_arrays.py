@@ -10,10 +10,13 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
-from ._layout import GROUP_SIZE
+from ._layout import GROUP_SIZE, MAX_SCALE
 
 PIECE: Final = 1 << 20
 """Weights converted at a time: the memory that a call needs beyond its input and output."""
+
+_CHECKED_WEIGHTS: Final = 1 << 16
+"""Weights checked at a time."""
 
 Array = NDArray[Any]
 
@@ -131,8 +134,6 @@ def check_out(out: Any, dtype: np.dtype[Any], size: int, source: Array) -> Array
         raise ValueError(f"out must be C-contiguous, found strides {out.strides}")
     if not out.flags.writeable:
         raise ValueError("out must be writable, found a read-only array")
-    if not out.flags.aligned:
-        raise ValueError(f"out must be aligned to its dtype {dtype}, found an odd address")
     if np.may_share_memory(out, source):
         raise ValueError("out must not overlap the input, found shared memory")
     flat: Array = np.ndarray.reshape(out.view(np.ndarray), -1)
@@ -209,3 +210,48 @@ def importance_pieces(
             yield importance.reshape(-1)[start : start + count]
         else:
             yield np.resize(np.roll(importance, -(start % importance.size)), count)
+
+
+def check_storable(array: NDArray[Any], largest: float = MAX_SCALE) -> None:
+    """Raise an error that says where an array holds what no scale can express, if it does.
+
+    `largest` is the largest magnitude; of each group, one side of zero must keep to `MAX_SCALE`.
+    """
+    wide = np.result_type(array.dtype, np.float32) if array.dtype.kind == "f" else np.float32
+    not_finite = 0
+    first_not_finite = first_too_large = -1
+    at = 0
+    for piece in pieces(array, wide, _CHECKED_WEIGHTS):
+        finite = np.isfinite(piece)
+        bad = piece.size - int(np.count_nonzero(finite))
+        if bad and not not_finite:
+            first_not_finite = at + int(np.argmin(finite))
+        not_finite += bad
+        too_large = is_too_large(piece.astype(np.float32, copy=False), largest)  # as quantized
+        if first_too_large < 0 and too_large.any():
+            first_too_large = at + int(np.argmax(too_large))
+        at += piece.size
+    if not_finite:
+        raise ValueError(
+            f"tensor must be finite, found {not_finite} NaN or infinite values, "
+            f"the first ({_value(array, first_not_finite)}) at flat index {first_not_finite}"
+        )
+    if first_too_large >= 0:
+        further = f" ({largest:g} on one side of zero)" if largest > MAX_SCALE else ""
+        raise ValueError(
+            f"tensor must not exceed {MAX_SCALE:g} in magnitude, the largest float16 scale"
+            f"{further}, found {_value(array, first_too_large)} at flat index {first_too_large}"
+        )
+
+
+def is_too_large(weights: NDArray[np.float32], largest: float) -> NDArray[np.bool_]:
+    """Return which weights no scale can express, on both sides of zero at once or at all."""
+    groups = weights.reshape(-1, GROUP_SIZE)
+    above, below = groups > MAX_SCALE, groups < -MAX_SCALE
+    both = np.any(above, axis=1, keepdims=True) & np.any(below, axis=1, keepdims=True)
+    too_large: NDArray[np.bool_] = (np.abs(groups) > largest) | ((above | below) & both)
+    return too_large.reshape(-1)
+
+
+def _value(array: NDArray[Any], flat_index: int) -> str:
+    return str(array[np.unravel_index(flat_index, array.shape)])

@@ -14,13 +14,14 @@ import logging
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
+from fractions import Fraction
 from typing import Any, Final, TypeVar, cast
 
 import numba
 import numpy as np
 from numba.core.ccallback import CFunc
 from numba.core.sigutils import normalize_signature
-from numba.extending import intrinsic
+from numba.extending import intrinsic, overload
 
 from ._cache import KernelCache
 
@@ -29,6 +30,18 @@ T = TypeVar("T")
 
 prange = numba.prange
 types = numba.types
+__all__ = [
+    "IS_COMPILED",
+    "Build",
+    "TileFunction",
+    "compiling",
+    "fma",
+    "helper",
+    "inlined",
+    "overload",
+    "prange",
+    "types",
+]
 
 IS_COMPILED: Final = not numba.config.DISABLE_JIT  # type: ignore[attr-defined]
 """False where ``NUMBA_DISABLE_JIT`` asks for plain Python."""
@@ -170,12 +183,14 @@ def _quiet_compiler() -> Iterator[None]:
             logger.setLevel(level)
 
 
-def _multiply_add(a: np.float32, b: np.float32, c: np.float32) -> np.float32:
+def _multiply_add(a: Any, b: Any, c: Any) -> Any:
     """Return ``a * b + c`` with a single rounding, in plain Python.
 
     The product is exact in float64. Rounded to odd, the sum keeps what the rounding to float32 must
     know (Boldo and Melquiond, "Emulation of FMA and correctly rounded sums", 2008).
     """
+    if isinstance(a, float) and isinstance(b, float) and isinstance(c, float):
+        return np.float64(float(Fraction(a) * Fraction(b) + Fraction(c)))
     product, addend = float(a) * float(b), float(c)
     total = product + addend
     rest = total - product
@@ -190,10 +205,11 @@ def _fma_instruction(typing_context: Any, a: Any, b: Any, c: Any) -> Any:
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         return builder.fma(*arguments)
 
-    return types.float32(types.float32, types.float32, types.float32), generate
+    kind = types.float64 if a == b == c == types.float64 else types.float32
+    return kind(kind, kind, kind), generate
 
 
-fma: Callable[[np.float32, np.float32, np.float32], np.float32] = cast(
+fma: Callable[[Any, Any, Any], Any] = cast(
     "Any", _fma_instruction if IS_COMPILED else _multiply_add
 )
-"""``a * b + c`` with a single rounding."""
+"""``a * b + c`` with a single rounding, to float64 where all three are, else to float32."""

@@ -24,11 +24,15 @@ COMMANDS: dict[str, tuple[str, str]] = {
     ),
     "convert": (
         "quantize a model: a file or a folder",
-        "q43nl_numba.convert.command:declare_convert",
+        "q43nl_numba.calibrate.command:declare_convert",
+    ),
+    "export": (
+        "write a model folder as the one file that the PasLLM engine runs",
+        "q43nl_numba.export.command:declare_export",
     ),
     "restore": (
         "bring a converted model back to floating tensors",
-        "q43nl_numba.convert.command:declare_restore",
+        "q43nl_numba.export.command:declare_restore",
     ),
     "verify": (
         "compare a converted model with the original",
@@ -36,7 +40,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     ),
     "inspect": (
         "show what is in a model",
-        "q43nl_numba.convert.command:declare_inspect",
+        "q43nl_numba.export.command:declare_inspect",
     ),
     "calibrate": (
         "measure what a model's matrices are multiplied with",

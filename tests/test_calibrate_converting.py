@@ -26,7 +26,7 @@ from q43nl_numba.calibrate import (
     evaluate,
     read_text,
 )
-from q43nl_numba.calibrate.command import add_conversion_arguments, conversion_with_statistics
+from q43nl_numba.calibrate.command import declare_convert
 from q43nl_numba.calibrate.statistics import shrunk
 from q43nl_numba.convert import ModelFileError, convert_model
 
@@ -153,15 +153,15 @@ def test_hessians_of_another_model(tmp_path):
 
 def chosen(*arguments, importance=None):
     parser = argparse.ArgumentParser()
-    add_conversion_arguments(parser)
-    args = parser.parse_args([str(argument) for argument in arguments])
-    args.importance, args.usage_error = importance, parser.error
-    return conversion_with_statistics(args)
+    declare_convert(parser)
+    given = [] if importance is None else ["--importance", importance]
+    args = parser.parse_args(["in", "out", *map(str, [*arguments, *given])])
+    return args.conversion(args)
 
 
 def test_arguments_of_the_converter(tmp_path):
     folder, text = model_folder(tmp_path), text_file(tmp_path)
-    assert chosen() is None
+    assert chosen() is convert_model
     convert = chosen("--calibrate", text, "--no-feedback", "--tokens", 120, "--window", 30)
     convert(folder, tmp_path / "a", METHOD, importance=None, allow_empty=False, resume=False)
     convert_calibrated(folder, tmp_path / "b", METHOD, text=[text], **IMPORTANCE)

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from q43nl_numba import dequantize, q43nl, quality
+from q43nl_numba import GROUP_DTYPE, dequantize, q43nl, quality
 
 pytest.importorskip("safetensors")
 pytest.importorskip("ml_dtypes")
@@ -189,8 +189,9 @@ def test_an_empty_folder_may_exist_and_another_must_not(folder: Path, tmp_path: 
         (tmp_path / "no" / "out", "there is no folder"),
         (tmp_path / "file.safetensors", "must be a folder for a model of 2 files"),
     ]:
-        with pytest.raises(ModelFileError, match=problem):
-            convert_model(folder, target, "grid")
+        for work in (convert_model, plan_model):
+            with pytest.raises(ModelFileError, match=problem):
+                work(folder, target, "grid")
     assert sorted(os.listdir(tmp_path)) == ["in", "out"]
 
 
@@ -486,3 +487,40 @@ def test_verify_needs_the_same_shapes(folder: Path, tmp_path: Path) -> None:
     write_model(folder / FILES[0], other)
     with pytest.raises(ModelFileError, match=r"holds weights of shape \[40, 64\], expected \[64"):
         verify_model(folder, tmp_path / "out")
+
+
+# Figures
+
+
+@pytest.mark.parametrize("method", ["grid", "coarse_fine", "optimal"])
+def test_figures_of_a_sample(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, method: str) -> None:
+    """The sample does not depend on the pieces, and its figures are those of its groups."""
+    weights = gauss((96, 96))
+    weights[5] = 0
+    path = write_model(tmp_path / "in", {"w": weights})
+    found = []
+    for piece in (1 << 20, 5 * 96, 32):
+        monkeypatch.setattr("q43nl_numba.convert.tensors.PIECE_WEIGHTS", piece)
+        (tensor,) = convert_model(path, tmp_path / "out", method).packed
+        found.append(tensor.figures)
+    first = found[0]
+    assert {figures.sample for figures in found} == {first.sample}
+    for figures in found:
+        assert figures.noise == pytest.approx(first.noise)
+        assert figures.signal == pytest.approx(float(np.square(weights, dtype=float).sum()))
+    stride = 288 // 64
+    groups = weights.reshape(-1, 32)[::stride]
+    packed = q43nl(groups, method).view(GROUP_DTYPE)
+    used = packed[packed["scale"] != 0]
+    sample = first.sample
+    assert sample.groups == len(groups)
+    assert sample.noise == pytest.approx(quality(groups, packed).mse * groups.size)
+    grid = quality(groups, q43nl(groups, "grid")).mse * groups.size
+    assert first.mse_ratio == pytest.approx(sample.noise / grid)
+    curves = used["curve"].astype(int)
+    assert sample.curves == tuple(np.bincount(curves + 128, minlength=256).tolist())
+    nibbles = np.concatenate([used["codes"] & 15, used["codes"] >> 4], axis=None)
+    assert sample.codes == tuple(np.bincount(nibbles, minlength=16).tolist())
+    assert sum(sample.before) == sum(sample.after) == groups.size
+    decoded = dequantize(packed)
+    assert sample.largest == max(np.abs(groups).max(), np.abs(decoded).max())

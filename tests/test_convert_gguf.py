@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import struct
 from pathlib import Path
 from typing import Any
 
@@ -181,6 +182,16 @@ def test_a_file_cut_anywhere(tmp_path: Path, work: Any, keep: float) -> None:
     assert str(caught.value).startswith(f"{path}: ")
     assert str(caught.value).isprintable()
     assert os.listdir(tmp_path) == ["in"]
+
+
+def test_an_array_that_is_longer_than_the_file(tmp_path: Path) -> None:
+    """2**60 numbers, of which none is there, would take for ever to go through."""
+    key = b"general.numbers"
+    text = [b"GGUF", struct.pack("<IQQ", 3, 0, 1), struct.pack("<Q", len(key)), key]
+    text.append(struct.pack("<IIQ", 9, 4, 1 << 60))  # an array of uint32
+    (tmp_path / "in").write_bytes(b"".join(text) + bytes(8))
+    with pytest.raises(ModelFileError, match="the file ends early"):
+        inspect(tmp_path / "in")
 
 
 def test_heads_that_do_not_fit(tmp_path: Path) -> None:

@@ -464,11 +464,6 @@ def test_masked_outputs_are_refused_by_name():
     check(TypeError, ["out", "MaskedArray"], dequantize, PACKED, out=out)
 
 
-def test_outputs_at_odd_addresses():
-    odd = np.zeros(64 * 4 + 1, np.uint8)[1:].view(np.float32)
-    check(ValueError, ["out", "align"], dequantize, PACKED, out=odd)
-
-
 def test_inputs_of_other_classes():
     """They are read as NumPy reads them."""
     weights = np.linspace(-1, 1, 64).reshape(2, 32)

@@ -49,15 +49,15 @@ Its matrices' inputs, a conversion that weighs errors with them, and what it los
 >>> made.cleanup()
 """
 
-from q43nl_numba.calibrate.architectures import ARCHITECTURES
-from q43nl_numba.calibrate.collect import CalibrationReport, calibrate
-from q43nl_numba.calibrate.config import ModelConfig, read_config
-from q43nl_numba.calibrate.converting import convert_calibrated, convert_with_hessians
-from q43nl_numba.calibrate.errors import CalibrationError
-from q43nl_numba.calibrate.evaluate import EvaluationReport, Figure, LayerError, evaluate
-from q43nl_numba.calibrate.sequential import Matrix, calibrated_layers
-from q43nl_numba.calibrate.statistics import Statistics
-from q43nl_numba.calibrate.text import Text, Windows, built_in_text, cut_windows, read_text
+from .architectures import ARCHITECTURES
+from .collect import CalibrationReport, calibrate
+from .config import ModelConfig, read_config
+from .converting import convert_calibrated, convert_with_hessians
+from .errors import CalibrationError
+from .evaluate import EvaluationReport, Figure, LayerError, evaluate
+from .sequential import Matrix, calibrated_layers
+from .statistics import Statistics
+from .text import Text, Windows, built_in_text, cut_windows, read_text
 
 __all__ = [
     "ARCHITECTURES",

@@ -9,32 +9,32 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from q43nl_numba.calibrate.config import (
+from ..convert.container import header_bytes
+from ..convert.output import check_output, whole_file
+from .config import (
     ModelConfig,
     layer_prefix,
     layer_shapes,
     layer_stages,
     read_config,
 )
-from q43nl_numba.calibrate.errors import check_packages
-from q43nl_numba.calibrate.forward import Decoder, Floats
-from q43nl_numba.calibrate.progress import progress_bar
-from q43nl_numba.calibrate.sources import check_tensors, open_weights
-from q43nl_numba.calibrate.statistics import (
+from .errors import check_packages
+from .forward import Decoder, Floats
+from .progress import progress_bar
+from .sources import check_tensors, open_weights
+from .statistics import (
     InputMoments,
     statistics_entries,
     statistics_metadata,
     write_moments,
 )
-from q43nl_numba.calibrate.text import (
+from .text import (
     DEFAULT_WINDOW,
     Windows,
     built_in_text,
     cut_windows,
     read_text,
 )
-from q43nl_numba.convert.container import header_bytes
-from q43nl_numba.convert.output import check_output, whole_file
 
 __all__ = ["DEFAULT_TOKENS", "CalibrationReport", "calibrate", "calibration_windows"]
 

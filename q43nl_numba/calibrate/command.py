@@ -8,23 +8,23 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
-from q43nl_numba._parser import integer_from
-from q43nl_numba._process import DONE, say
-from q43nl_numba._text import json_text
-from q43nl_numba.calibrate.collect import DEFAULT_TOKENS as CALIBRATION_TOKENS
-from q43nl_numba.calibrate.collect import calibrate
-from q43nl_numba.calibrate.converting import convert_calibrated, convert_with_hessians
-from q43nl_numba.calibrate.errors import CalibrationError
-from q43nl_numba.calibrate.evaluate import DEFAULT_TOKENS as EVALUATION_TOKENS
-from q43nl_numba.calibrate.evaluate import evaluate
-from q43nl_numba.calibrate.plot import matplotlib, save_plot
-from q43nl_numba.calibrate.text import DEFAULT_WINDOW
-from q43nl_numba.convert import ConvertReport
+from .._parser import integer_from
+from .._process import DONE, say
+from .._text import json_text
+from ..convert import ConvertReport, convert_model
+from ..convert.command import declare_convert as _declare_convert
+from .collect import DEFAULT_TOKENS as CALIBRATION_TOKENS
+from .collect import calibrate
+from .converting import convert_calibrated, convert_with_hessians
+from .errors import CalibrationError
+from .evaluate import DEFAULT_TOKENS as EVALUATION_TOKENS
+from .evaluate import evaluate
+from .plot import matplotlib, save_plot
+from .text import DEFAULT_WINDOW
 
 __all__ = [
-    "add_conversion_arguments",
-    "conversion_with_statistics",
     "declare_calibrate",
+    "declare_convert",
     "declare_evaluate",
 ]
 
@@ -121,7 +121,14 @@ def _run_evaluate(args: argparse.Namespace) -> int:
     return DONE
 
 
-def add_conversion_arguments(parser: argparse.ArgumentParser) -> None:
+def declare_convert(parser: argparse.ArgumentParser) -> None:
+    """Declare the arguments of ``convert``, those for statistics of the model's inputs included."""
+    _declare_convert(parser)
+    _add_conversion_arguments(parser)
+    parser.set_defaults(conversion=_chosen_conversion)
+
+
+def _add_conversion_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare what a conversion can be given beside importance."""
     group = parser.add_argument_group("statistics of the model's inputs")
     source = group.add_mutually_exclusive_group()
@@ -143,15 +150,12 @@ def add_conversion_arguments(parser: argparse.ArgumentParser) -> None:
     _add_size_arguments(group, CALIBRATION_TOKENS)
 
 
-def conversion_with_statistics(args: argparse.Namespace) -> Callable[..., ConvertReport] | None:
-    """Return what converts as the arguments ask, called like `convert_model`; None if they do not.
-
-    The arguments must have `importance` and `usage_error` as well.
-    """
+def _chosen_conversion(args: argparse.Namespace) -> Callable[..., ConvertReport]:
+    """Return what converts as the arguments ask, called like `convert_model`."""
     if args.no_feedback and args.calibrate is None:
         args.usage_error("--no-feedback must be given with --calibrate")
     if args.calibrate is None and args.hessians is None:
-        return None
+        return convert_model
     if args.importance is not None:
         given = "--hessians" if args.calibrate is None else "--calibrate"
         args.usage_error(f"{given} must be given without --importance")

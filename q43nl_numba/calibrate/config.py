@@ -9,8 +9,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
-from q43nl_numba.calibrate.architectures import ARCHITECTURES, Architecture
-from q43nl_numba.calibrate.errors import CalibrationError
+from .architectures import ARCHITECTURES, Architecture
+from .errors import CalibrationError
 
 CONFIG_FILE = "config.json"
 

@@ -14,21 +14,21 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from q43nl_numba import GROUP_BYTES, GROUP_SIZE
-from q43nl_numba.calibrate.collect import DEFAULT_TOKENS
-from q43nl_numba.calibrate.forward import Floats
-from q43nl_numba.calibrate.packing import CalibrationText, HessianFile, Provider
-from q43nl_numba.calibrate.text import DEFAULT_WINDOW
-from q43nl_numba.convert import ConvertReport
-from q43nl_numba.convert.container import packed_entry
-from q43nl_numba.convert.converting import planned
-from q43nl_numba.convert.job import FilePlan, Maker, Piece, Recipe, Step
-from q43nl_numba.convert.judging import Judge
-from q43nl_numba.convert.output import check_output_folder
-from q43nl_numba.convert.plan import Decision
-from q43nl_numba.convert.rules import Rule
-from q43nl_numba.convert.run import OnProgress
-from q43nl_numba.convert.tensors import StoredTensor, Tensor, piece_bounds
+from .. import GROUP_BYTES, GROUP_SIZE
+from ..convert import ConvertReport
+from ..convert.container import packed_entry
+from ..convert.converting import planned
+from ..convert.job import FilePlan, Maker, Piece, Recipe, Step
+from ..convert.judging import Judge
+from ..convert.output import check_output_folder
+from ..convert.plan import Decision
+from ..convert.rules import Rule
+from ..convert.run import OnProgress
+from ..convert.tensors import StoredTensor, Tensor, piece_bounds
+from .collect import DEFAULT_TOKENS
+from .forward import Floats
+from .packing import CalibrationText, HessianFile, Provider
+from .text import DEFAULT_WINDOW
 
 __all__ = ["convert_calibrated", "convert_with_hessians"]
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 from typing import Any
 
-from q43nl_numba.convert.errors import ModelFileError
+from ..convert.errors import ModelFileError
 
 __all__ = ["EXTRA_PACKAGES", "CalibrationError", "ModelFileError", "check_packages", "package"]
 

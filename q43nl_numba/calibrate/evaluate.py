@@ -12,14 +12,14 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from q43nl_numba.calibrate.collect import calibration_windows
-from q43nl_numba.calibrate.config import ModelConfig, read_config
-from q43nl_numba.calibrate.divergence import TokenFigures, compare_outputs
-from q43nl_numba.calibrate.errors import CalibrationError, check_packages
-from q43nl_numba.calibrate.forward import Decoder, Floats, run_layer
-from q43nl_numba.calibrate.progress import progress_bar
-from q43nl_numba.calibrate.sources import check_tensors, config_of, open_weights
-from q43nl_numba.calibrate.text import DEFAULT_WINDOW, Windows
+from .collect import calibration_windows
+from .config import ModelConfig, read_config
+from .divergence import TokenFigures, compare_outputs
+from .errors import CalibrationError, check_packages
+from .forward import Decoder, Floats, run_layer
+from .progress import progress_bar
+from .sources import check_tensors, config_of, open_weights
+from .text import DEFAULT_WINDOW, Windows
 
 __all__ = [
     "DEFAULT_TOKENS",

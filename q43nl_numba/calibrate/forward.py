@@ -14,10 +14,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from q43nl_numba.calibrate.config import ModelConfig, expected_shapes, layer_prefix
-from q43nl_numba.calibrate.errors import CalibrationError
-from q43nl_numba.calibrate.rope import rotate, rotation
-from q43nl_numba.calibrate.sources import WeightSource
+from .config import ModelConfig, expected_shapes, layer_prefix
+from .errors import CalibrationError
+from .rope import rotate, rotation
+from .sources import WeightSource
 
 Floats = npt.NDArray[np.float32]
 

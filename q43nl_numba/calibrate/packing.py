@@ -14,22 +14,22 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from q43nl_numba import dequantize, q43nl
-from q43nl_numba.calibrate.collect import DEFAULT_TOKENS, calibration_windows
-from q43nl_numba.calibrate.config import ModelConfig, expected_shapes, read_config
-from q43nl_numba.calibrate.errors import CalibrationError, check_packages
-from q43nl_numba.calibrate.forward import Floats, matrix_pieces
-from q43nl_numba.calibrate.progress import progress_bar
-from q43nl_numba.calibrate.sequential import PIECE_WEIGHTS, Matrix, calibrated_layers
-from q43nl_numba.calibrate.sources import check_tensors, open_weights
-from q43nl_numba.calibrate.statistics import Statistics, matrices_by_input, shrunk
-from q43nl_numba.calibrate.text import DEFAULT_WINDOW, Windows
-from q43nl_numba.convert.container import Entry, header_bytes, packed_entry
-from q43nl_numba.convert.errors import tensor_error
-from q43nl_numba.convert.output import OutputFile, whole_file
-from q43nl_numba.convert.reading import read_tensors
-from q43nl_numba.convert.rules import Treatment
-from q43nl_numba.convert.tensors import StoredTensor
+from .. import dequantize, q43nl
+from ..convert.container import Entry, header_bytes, packed_entry
+from ..convert.errors import tensor_error
+from ..convert.output import OutputFile, whole_file
+from ..convert.reading import read_tensors
+from ..convert.rules import Treatment
+from ..convert.tensors import StoredTensor
+from .collect import DEFAULT_TOKENS, calibration_windows
+from .config import ModelConfig, expected_shapes, read_config
+from .errors import CalibrationError, check_packages
+from .forward import Floats, matrix_pieces
+from .progress import progress_bar
+from .sequential import PIECE_WEIGHTS, Matrix, calibrated_layers
+from .sources import check_tensors, open_weights
+from .statistics import Statistics, matrices_by_input, shrunk
+from .text import DEFAULT_WINDOW, Windows
 
 __all__ = ["CalibrationText", "HessianFile", "Provider"]
 

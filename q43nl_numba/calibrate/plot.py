@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from q43nl_numba.calibrate.evaluate import EvaluationReport
-from q43nl_numba.convert.output import whole_file
+from ..convert.output import whole_file
+from .evaluate import EvaluationReport
 
 
 def matplotlib() -> Any:

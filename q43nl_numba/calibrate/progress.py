@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from typing import Any
 
-from q43nl_numba.calibrate.errors import package
+from .errors import package
 
 
 def progress_bar(total: int, unit: str, *, shown: bool) -> Any:

@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from q43nl_numba.calibrate.config import ModelConfig
-from q43nl_numba.calibrate.errors import CalibrationError
+from .config import ModelConfig
+from .errors import CalibrationError
 
 Floats = npt.NDArray[np.float32]
 _Frequencies = tuple[npt.NDArray[np.float64], float]

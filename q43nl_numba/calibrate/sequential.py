@@ -15,25 +15,25 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from q43nl_numba.calibrate.collect import output_moments, stage_moments
-from q43nl_numba.calibrate.config import (
+from .collect import output_moments, stage_moments
+from .config import (
     ModelConfig,
     layer_prefix,
     layer_stages,
     read_config,
 )
-from q43nl_numba.calibrate.errors import CalibrationError, check_packages
-from q43nl_numba.calibrate.forward import (
+from .errors import CalibrationError, check_packages
+from .forward import (
     Decoder,
     Floats,
     LayerWeights,
     matrix_pieces,
     run_layer,
 )
-from q43nl_numba.calibrate.progress import progress_bar
-from q43nl_numba.calibrate.sources import WeightSource, check_tensors, open_weights
-from q43nl_numba.calibrate.statistics import InputMoments, shrunk
-from q43nl_numba.calibrate.text import Windows
+from .progress import progress_bar
+from .sources import WeightSource, check_tensors, open_weights
+from .statistics import InputMoments, shrunk
+from .text import Windows
 
 __all__ = ["Matrix", "calibrated_layers"]
 

@@ -15,14 +15,14 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from q43nl_numba import GROUP_BYTES, GROUP_SIZE, dequantize
-from q43nl_numba.calibrate.config import CONFIG_FILE, ModelConfig, expected_shapes, read_config
-from q43nl_numba.calibrate.errors import ModelFileError
-from q43nl_numba.convert.dtypes import FLOATING
-from q43nl_numba.convert.model import Model, open_model
-from q43nl_numba.convert.quantized import find_scales
-from q43nl_numba.convert.record import Record, is_converted
-from q43nl_numba.convert.tensors import Array, ScaledTensor, SourceFile, StoredTensor, Tensor
+from .. import GROUP_BYTES, GROUP_SIZE, dequantize
+from ..convert.dtypes import FLOATING
+from ..convert.model import Model, open_model
+from ..convert.quantized import find_scales
+from ..convert.record import Record, is_converted
+from ..convert.tensors import Array, ScaledTensor, SourceFile, StoredTensor, Tensor
+from .config import CONFIG_FILE, ModelConfig, expected_shapes, read_config
+from .errors import ModelFileError
 
 __all__ = ["WeightSource", "check_tensors", "open_weights"]
 

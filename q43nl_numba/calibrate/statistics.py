@@ -27,17 +27,17 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from q43nl_numba.calibrate.config import (
+from ..convert.container import Entry, place, plain_entry
+from ..convert.output import OutputFile
+from ..convert.reading import read_header
+from .config import (
     ModelConfig,
     expected_shapes,
     layer_prefix,
     layer_stages,
 )
-from q43nl_numba.calibrate.errors import CalibrationError, ModelFileError
-from q43nl_numba.calibrate.text import Windows
-from q43nl_numba.convert.container import Entry, place, plain_entry
-from q43nl_numba.convert.output import OutputFile
-from q43nl_numba.convert.reading import read_header
+from .errors import CalibrationError, ModelFileError
+from .text import Windows
 
 Floats = npt.NDArray[np.float32]
 

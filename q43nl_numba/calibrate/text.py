@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from q43nl_numba.calibrate.errors import CalibrationError, package
+from .errors import CalibrationError, package
 
 __all__ = ["DEFAULT_WINDOW", "Text", "Windows", "built_in_text", "cut_windows", "read_text"]
 

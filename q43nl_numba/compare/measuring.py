@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from .. import GROUP_SIZE, q43nl, quality
-from .._quantize import is_too_large
+from .._arrays import is_too_large
 from .variants import REFERENCE, VARIANTS, Variant
 
 LEAST_ROUNDS = 5

@@ -10,8 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .. import GROUP_SIZE
+from .._arrays import is_too_large
 from .._layout import MAX_SCALE
-from .._quantize import is_too_large
 
 if TYPE_CHECKING:
     from ..convert.tensors import Tensor

@@ -16,14 +16,14 @@ metadata what the way back needs; ``judging`` measures what was lost.
 
 from __future__ import annotations
 
-from q43nl_numba.convert.contents import CurveDistribution, FileContents, TensorContents, inspect
-from q43nl_numba.convert.converting import convert, convert_model, plan_model
-from q43nl_numba.convert.errors import ModelFileError
-from q43nl_numba.convert.job import Progress
-from q43nl_numba.convert.judging import Figures, Sample
-from q43nl_numba.convert.progress import shown_progress
-from q43nl_numba.convert.restoring import restore
-from q43nl_numba.convert.results import (
+from .contents import CurveDistribution, FileContents, TensorContents, inspect
+from .converting import convert, convert_model, plan_model
+from .errors import ModelFileError
+from .job import Progress
+from .judging import Figures, Sample
+from .progress import shown_progress
+from .restoring import restore
+from .results import (
     ConvertPlan,
     ConvertReport,
     KeptTensor,
@@ -33,9 +33,9 @@ from q43nl_numba.convert.results import (
     RestoreReport,
     VerifyReport,
 )
-from q43nl_numba.convert.rules import KEEP_DTYPES, Rule, read_rules
-from q43nl_numba.convert.run import Unfinished, unfinished
-from q43nl_numba.convert.verifying import verify_model
+from .rules import KEEP_DTYPES, Rule, read_rules
+from .run import Unfinished, unfinished
+from .verifying import verify_model
 
 __all__ = [
     "KEEP_DTYPES",

@@ -12,9 +12,9 @@ import shutil
 from collections.abc import Iterator, Sequence
 from typing import Any, Final
 
-from q43nl_numba import __version__
-from q43nl_numba.convert.errors import ModelFileError
-from q43nl_numba.convert.job import (
+from .. import __version__
+from .errors import ModelFileError
+from .job import (
     FilePlan,
     Findings,
     OnPiece,
@@ -158,7 +158,7 @@ def _write_part(part: Part, path: str) -> Findings:
 
 def _version() -> str:
     """Return a worker's version of this package."""
-    from q43nl_numba import __version__ as version
+    from .. import __version__ as version
 
     return version
 

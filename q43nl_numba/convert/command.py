@@ -83,9 +83,7 @@ examples:
 
 
 def declare_convert(parser: argparse.ArgumentParser) -> None:
-    """Declare the arguments of ``convert``."""
-    from q43nl_numba.calibrate.command import add_conversion_arguments
-
+    """Declare the arguments of ``convert``, but for statistics of the model's inputs."""
     parser.description = (
         "Quantize every floating tensor of two and more dimensions whose last dimension is a\n"
         "multiple of 32, copy the rest, and show what it cost, worst tensor first. The input is a\n"
@@ -94,7 +92,7 @@ def declare_convert(parser: argparse.ArgumentParser) -> None:
     parser.epilog = _CONVERT_EXAMPLES
     _add_models(parser, "model file or folder to read", "file or new folder to write")
     _add_choice(parser.add_argument_group("which tensors, and how"))
-    _add_method(parser.add_argument_group("method"))
+    add_method(parser.add_argument_group("method"))
     _add_layout(parser.add_argument_group("output"))
     parser.add_argument(
         "--scheduler",
@@ -103,8 +101,9 @@ def declare_convert(parser: argparse.ArgumentParser) -> None:
         "see the same files",
     )
     _add_reports(parser.add_argument_group("report"))
-    add_conversion_arguments(parser)
-    parser.set_defaults(run=_run_convert, usage_error=parser.error)
+    parser.set_defaults(
+        run=_run_convert, conversion=lambda args: convert_model, usage_error=parser.error
+    )
 
 
 def _add_choice(group: Any) -> None:
@@ -149,11 +148,11 @@ def _add_layout(group: Any) -> None:
     group.add_argument(
         "--max-shard-size",
         metavar="SIZE",
-        type=_size,
+        type=shard_size,
         help="write files of at most so many bytes of weights, such as 5GB",
     )
-    _add_no_clobber(group)
-    _add_resume(group)
+    add_no_clobber(group)
+    add_resume(group)
 
 
 def _add_reports(group: Any) -> None:
@@ -171,14 +170,12 @@ def _add_reports(group: Any) -> None:
         help="write a report: report.json for programs, report.html to look at; may be given "
         "several times",
     )
-    _add_output_format(group, long_tables=True)
+    add_output_format(group, long_tables=True)
 
 
 def _run_convert(args: argparse.Namespace) -> int:
     """Convert, or plan to, and print."""
-    from q43nl_numba.calibrate.command import conversion_with_statistics
-
-    convert = conversion_with_statistics(args) or convert_model
+    convert = args.conversion(args)
     arguments = {
         "include": args.include,
         "exclude": args.exclude,
@@ -198,7 +195,7 @@ def _run_convert(args: argparse.Namespace) -> int:
         print(json_text(plan_document(plan)) if args.json else plan_table(plan))
         return DONE
     for path in args.report:
-        _check_report(path, args)
+        check_report(path, args)
     with _unfinished_named(args.destination), shown_progress() as progress:
         report = convert(
             args.source,
@@ -217,7 +214,7 @@ def _run_convert(args: argparse.Namespace) -> int:
 
 def _checked_options(args: argparse.Namespace) -> dict[str, Any]:
     """Return the keyword arguments of `q43nl` that were given, or end with wrong usage."""
-    options = _given_options(args)
+    options = given_options(args)
     try:
         check_treatment(Treatment(args.method, tuple(options.items())))
     except (TypeError, ValueError) as error:
@@ -225,7 +222,7 @@ def _checked_options(args: argparse.Namespace) -> dict[str, Any]:
     return options
 
 
-def _check_report(path: str, args: argparse.Namespace) -> None:
+def check_report(path: str, args: argparse.Namespace) -> None:
     """Refuse a report that cannot be written, before hours of work."""
     try:
         report_format(path)
@@ -272,9 +269,9 @@ def declare_restore(parser: argparse.ArgumentParser) -> None:
     )
     parser.epilog = _RESTORE_EXAMPLES
     _add_models(parser, "converted file or folder to read", "file or new folder to write")
-    _add_no_clobber(parser)
-    _add_resume(parser)
-    _add_output_format(parser)
+    add_no_clobber(parser)
+    add_resume(parser)
+    add_output_format(parser)
     add_num_threads(parser)
     parser.set_defaults(run=_run_restore)
 
@@ -310,7 +307,7 @@ def declare_verify(parser: argparse.ArgumentParser) -> None:
         metavar="DB",
         help="the least signal-to-noise ratio that every packed tensor must have",
     )
-    _add_output_format(parser, long_tables=True)
+    add_output_format(parser, long_tables=True)
     add_num_threads(parser)
     parser.set_defaults(run=_run_verify, usage_error=parser.error)
 
@@ -351,7 +348,7 @@ def declare_inspect(parser: argparse.ArgumentParser) -> None:
     )
     parser.epilog = _INSPECT_EXAMPLES
     parser.add_argument("source", metavar="MODEL", help="model file or folder to look into")
-    _add_output_format(parser, long_tables=True)
+    add_output_format(parser, long_tables=True)
     parser.set_defaults(run=_run_inspect)
 
 
@@ -371,14 +368,14 @@ def _add_models(parser: argparse.ArgumentParser, source: str, target: str) -> No
     parser.add_argument("destination", metavar="OUT", help=f"{target}; appears when complete")
 
 
-def _add_no_clobber(parser: Any) -> None:
+def add_no_clobber(parser: Any) -> None:
     """Declare ``--no-clobber``."""
     parser.add_argument(
         "--no-clobber", action="store_true", help="refuse to replace an existing file"
     )
 
 
-def _add_resume(parser: Any) -> None:
+def add_resume(parser: Any) -> None:
     """Declare ``--resume``."""
     parser.add_argument(
         "--resume",
@@ -387,7 +384,7 @@ def _add_resume(parser: Any) -> None:
     )
 
 
-def _add_output_format(parser: Any, *, long_tables: bool = False) -> None:
+def add_output_format(parser: Any, *, long_tables: bool = False) -> None:
     """Declare how the report is printed."""
     parser.add_argument("--json", action="store_true", help="print a JSON object, not a table")
     if long_tables:
@@ -396,7 +393,7 @@ def _add_output_format(parser: Any, *, long_tables: bool = False) -> None:
         )
 
 
-def _size(text: str) -> int:
+def shard_size(text: str) -> int:
     """Return a number of bytes: an argument type."""
     try:
         return parse_size(text)
@@ -404,7 +401,7 @@ def _size(text: str) -> int:
         raise argparse.ArgumentTypeError(str(error)) from None
 
 
-def _add_method(parser: Any) -> None:
+def add_method(parser: Any) -> None:
     """Declare the method and the options of all methods, from their table."""
     parser.add_argument(
         "--method",
@@ -438,7 +435,7 @@ def _method_options() -> Iterator[tuple[Option, list[str]]]:
         yield option, [method.name for method in TABLE.values() if option in method.options]
 
 
-def _given_options(args: argparse.Namespace) -> dict[str, Any]:
+def given_options(args: argparse.Namespace) -> dict[str, Any]:
     """Return the keyword arguments of `q43nl` that were given."""
     names = [*(option.name for option, _ in _method_options()), "eps_scale", "num_threads"]
     return {name: value for name in names if (value := getattr(args, name)) is not None}

@@ -13,9 +13,9 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from q43nl_numba import GROUP_BYTES, GROUP_SIZE
-from q43nl_numba.convert.dtypes import alignment, numpy_dtype
-from q43nl_numba.convert.errors import ModelFileError
+from .. import GROUP_BYTES, GROUP_SIZE
+from .dtypes import alignment, numpy_dtype
+from .errors import ModelFileError
 
 METADATA_KEY = "__metadata__"
 QTYPE = "Q43NL"

@@ -11,19 +11,19 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any, Final
 
-from q43nl_numba import __version__
-from q43nl_numba.convert.errors import ModelFileError
-from q43nl_numba.convert.folders import check_inside, copy_files
-from q43nl_numba.convert.importance import ImportanceFile
-from q43nl_numba.convert.job import FilePlan, Step, WrittenFile
-from q43nl_numba.convert.judging import Figures
-from q43nl_numba.convert.model import CONFIG_NAME, INDEX_NAME, Model, open_model, read_json
-from q43nl_numba.convert.output import check_output, whole_file
-from q43nl_numba.convert.packing import Pack
-from q43nl_numba.convert.plan import Decision, Wishes, check_not_empty, decide, kept_recipe
-from q43nl_numba.convert.progress import shown_progress
-from q43nl_numba.convert.record import Original, is_converted, metadata_with_record
-from q43nl_numba.convert.results import (
+from .. import __version__
+from .errors import ModelFileError
+from .folders import check_inside, copy_files
+from .importance import ImportanceFile
+from .job import FilePlan, Step, WrittenFile
+from .judging import Figures
+from .model import CONFIG_NAME, INDEX_NAME, Model, open_model, read_json
+from .output import check_output, check_output_folder, whole_file
+from .packing import Pack
+from .plan import Decision, Wishes, check_not_empty, decide, kept_recipe
+from .progress import shown_progress
+from .record import Original, is_converted, metadata_with_record
+from .results import (
     ConvertPlan,
     ConvertReport,
     KeptTensor,
@@ -31,7 +31,7 @@ from q43nl_numba.convert.results import (
     PlannedFile,
     PlannedTensor,
 )
-from q43nl_numba.convert.rules import (
+from .rules import (
     CAST_TO,
     KEEP_DTYPES,
     Rule,
@@ -40,9 +40,9 @@ from q43nl_numba.convert.rules import (
     patterns,
     read_rules,
 )
-from q43nl_numba.convert.run import OnProgress, WriteFiles, write_folder, write_one_file
-from q43nl_numba.convert.shards import index_text, parse_size, shard_names, split_by_size
-from q43nl_numba.convert.tensors import ScaledTensor, SourceFile
+from .run import OnProgress, WriteFiles, write_folder, write_one_file
+from .shards import index_text, parse_size, shard_names, split_by_size
+from .tensors import ScaledTensor, SourceFile
 
 _WEIGHTS_SUFFIX: Final = ".safetensors"
 _QUANTIZATION_KEY: Final = "quantization_config"
@@ -247,7 +247,7 @@ def _writer(scheduler: str | None) -> Iterator[WriteFiles | None]:
     if scheduler is None:
         yield None
         return
-    from q43nl_numba.convert.cluster import Cluster
+    from .cluster import Cluster
 
     with Cluster(scheduler) as cluster:
         yield cluster.write_files
@@ -460,6 +460,7 @@ def planned(
         for path in (*(file.file.path for file in model.files), *files.opened):
             check_output(path, target, no_clobber=no_clobber)
     else:
+        check_output_folder(target)
         for name in model.other_files:
             check_inside(model.path, name)
     if not allow_empty:

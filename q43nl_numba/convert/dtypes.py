@@ -7,8 +7,8 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 
-from q43nl_numba.convert import buffers
-from q43nl_numba.convert.errors import optional_package
+from . import buffers
+from .errors import optional_package
 
 #: The floating dtypes that can be quantized, cast and restored.
 FLOATING: Final = ("F64", "F32", "F16", "BF16")

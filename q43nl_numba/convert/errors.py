@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 from typing import Any
 
-from q43nl_numba._text import printable
+from .._text import printable
 
 
 class ModelFileError(ValueError):

@@ -7,7 +7,7 @@ import shutil
 from collections.abc import Iterable
 from typing import Final
 
-from q43nl_numba.convert.errors import ModelFileError
+from .errors import ModelFileError
 
 #: How deep the files beside a model's weights may lie, as `1_Pooling/config.json` does.
 _DEEPEST: Final = 3

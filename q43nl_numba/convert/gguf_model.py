@@ -10,11 +10,11 @@ from typing import Any, Final
 
 import numpy as np
 
-from q43nl_numba.convert.container import Header, plain_entry
-from q43nl_numba.convert.errors import ModelFileError, optional_package, tensor_error
-from q43nl_numba.convert.gguf_names import hugging_face_name, original_rows, permuted_heads
-from q43nl_numba.convert.model import Model, ModelFile
-from q43nl_numba.convert.tensors import Array, RowPermutation, SourceFile, StoredTensor, Tensor
+from .container import Header, plain_entry
+from .errors import ModelFileError, optional_package, tensor_error
+from .gguf_names import hugging_face_name, original_rows, permuted_heads
+from .model import Model, ModelFile
+from .tensors import Array, RowPermutation, SourceFile, StoredTensor, Tensor
 
 #: The types of GGUF that are stored as safetensors stores them.
 _STORED: Final = {
@@ -80,7 +80,7 @@ def open_gguf(path: str) -> Model:
     file = SourceFile.at(path)
     gguf = optional_package("gguf")
     try:
-        reader = gguf.GGUFReader(path)
+        reader = _bounded_reader(gguf)(path)
         architecture = _text(reader, "general.architecture")
         heads = _number(reader, f"{architecture}.attention.head_count")
         kv_heads = _number(reader, f"{architecture}.attention.head_count_kv") or heads
@@ -101,6 +101,21 @@ def open_gguf(path: str) -> Model:
             raise tensor_error(path, name, "is there more than once")
         tensors[name] = replace(tensor, name=name)
     return Model(path, (_model_file(path, file, tensors),), tensors)
+
+
+def _bounded_reader(gguf: Any) -> Any:
+    """Return the gguf package's reader, with an error where it would read on after the end.
+
+    By itself it goes through an array as long as the file says, even if the file has ended.
+    """
+
+    class BoundedReader(gguf.GGUFReader):  # type: ignore[misc]
+        def _get(self, offset: int, dtype: Any, count: int = 1, *rest: Any, **named: Any) -> Any:
+            if int(count) and offset >= self.data.size:
+                raise ValueError("the file ends early")
+            return super()._get(offset, dtype, count, *rest, **named)
+
+    return BoundedReader
 
 
 def _model_file(path: str, file: SourceFile, tensors: Mapping[str, Tensor]) -> ModelFile:

@@ -23,7 +23,7 @@ from typing import Any, BinaryIO
 import numpy as np
 import numpy.typing as npt
 
-from q43nl_numba.convert.errors import ModelFileError
+from .errors import ModelFileError
 
 __all__ = ["Imatrix", "is_imatrix", "read_imatrix"]
 

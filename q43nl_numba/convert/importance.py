@@ -17,12 +17,12 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 
-from q43nl_numba.convert.blocks import Blocks
-from q43nl_numba.convert.dtypes import FLOATING
-from q43nl_numba.convert.errors import ModelFileError
-from q43nl_numba.convert.imatrix import is_imatrix, read_imatrix
-from q43nl_numba.convert.reading import read_tensors
-from q43nl_numba.convert.tensors import SourceFile, Tensor
+from .blocks import Blocks
+from .dtypes import FLOATING
+from .errors import ModelFileError
+from .imatrix import is_imatrix, read_imatrix
+from .reading import read_tensors
+from .tensors import SourceFile, Tensor
 
 Floats = npt.NDArray[np.float32]
 

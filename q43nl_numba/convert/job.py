@@ -25,10 +25,10 @@ from typing import Any, Final, NamedTuple, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from q43nl_numba.convert.container import Entry, header_bytes, place
-from q43nl_numba.convert.dtypes import numpy_dtype
-from q43nl_numba.convert.output import OutputFile, whole_file
-from q43nl_numba.convert.tensors import StoredTensor, Tensor, piece_bounds, ranges
+from .container import Entry, header_bytes, place
+from .dtypes import numpy_dtype
+from .output import OutputFile, whole_file
+from .tensors import StoredTensor, Tensor, piece_bounds, ranges
 
 _READ_AHEAD: Final = 3
 _WRITE_BEHIND: Final = 3
@@ -205,9 +205,9 @@ def write_file(
     first_bytes = plan.header
     with whole_file(os.path.join(folder, plan.name), no_clobber=no_clobber) as output:
         output.write(first_bytes)
-        findings = _write_shares(part.shares, output, on_piece or _ignore)
+        findings = write_shares(part.shares, output, on_piece or _ignore)
     nbytes = len(first_bytes) + plan.data_bytes
-    return WrittenFile(plan.name, nbytes, output.checksum, _merged(plan, [findings]))
+    return WrittenFile(plan.name, nbytes, output.checksum, merged_findings(plan, [findings]))
 
 
 def split(plan: FilePlan, source_bytes: int | None = None) -> tuple[Part, ...]:
@@ -235,7 +235,7 @@ def split(plan: FilePlan, source_bytes: int | None = None) -> tuple[Part, ...]:
 def write_part(part: Part, path: str, on_piece: OnPiece | None = None) -> Findings:
     """Write the bytes of a part to a file of its own; return what was found about its tensors."""
     with whole_file(path) as output:
-        return _write_shares(part.shares, output, on_piece or _ignore)
+        return write_shares(part.shares, output, on_piece or _ignore)
 
 
 def join_parts(
@@ -257,7 +257,7 @@ def join_parts(
     for path in paths:
         os.unlink(path)
     nbytes = len(first_bytes) + plan.data_bytes
-    return WrittenFile(plan.name, nbytes, output.checksum, _merged(plan, findings))
+    return WrittenFile(plan.name, nbytes, output.checksum, merged_findings(plan, findings))
 
 
 def _cost(recipe: Recipe, first: int, last: int, count: int) -> int:
@@ -265,7 +265,7 @@ def _cost(recipe: Recipe, first: int, last: int, count: int) -> int:
     return recipe.source_bytes * last // count - recipe.source_bytes * first // count
 
 
-def _merged(plan: FilePlan, findings: Sequence[Findings]) -> Findings:
+def merged_findings(plan: FilePlan, findings: Sequence[Findings]) -> Findings:
     """Return what was found about each tensor of a plan, from what was found about its parts."""
     found: dict[str, list[Any]] = {}
     for name, finding in (pair for part in findings for pair in part):
@@ -282,7 +282,7 @@ def in_data_order(steps: Iterable[Step]) -> list[Step]:
     return sorted(steps, key=lambda step: (step.target.begin, step.target.end))
 
 
-def _write_shares(shares: Iterable[Share], output: OutputFile, on_piece: OnPiece) -> Findings:
+def write_shares(shares: Iterable[Share], output: OutputFile, on_piece: OnPiece) -> Findings:
     """Write the bytes of shares; return what was found, in their order."""
     findings: list[tuple[str, Any]] = []
     with _thread("read") as reader, _thread("write") as writer:

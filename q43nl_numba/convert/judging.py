@@ -14,7 +14,7 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 
-from q43nl_numba import GROUP_BYTES, GROUP_DTYPE, GROUP_SIZE, dequantize, q43nl, quality
+from .. import GROUP_BYTES, GROUP_DTYPE, GROUP_SIZE, dequantize, q43nl, quality
 
 Floats = npt.NDArray[np.float32]
 Bytes = npt.NDArray[np.uint8]

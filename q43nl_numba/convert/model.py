@@ -8,12 +8,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
-from q43nl_numba.convert.container import Header
-from q43nl_numba.convert.errors import ModelFileError, tensor_error
-from q43nl_numba.convert.folders import check_inside, list_files
-from q43nl_numba.convert.formats import format_name, is_gguf
-from q43nl_numba.convert.reading import read_header
-from q43nl_numba.convert.tensors import SourceFile, StoredTensor, Tensor
+from .container import Header
+from .errors import ModelFileError, tensor_error
+from .folders import check_inside, list_files
+from .formats import format_name, is_gguf
+from .reading import read_header
+from .tensors import SourceFile, StoredTensor, Tensor
 
 #: The names that Hugging Face gives to a model's weights, and to the index of several files.
 WEIGHTS_NAME: Final = "model.safetensors"
@@ -114,7 +114,7 @@ def open_model(path: str | os.PathLike[str]) -> Model:
     if os.path.isdir(path):
         return _open_folder(_snapshot(path))
     if os.path.isfile(path) and is_gguf(path):
-        from q43nl_numba.convert.gguf_model import open_gguf
+        from .gguf_model import open_gguf
 
         return open_gguf(path)
     return _joined(path, [_open_file(os.path.basename(path), path)])

@@ -11,8 +11,8 @@ import zlib
 from collections.abc import Iterator
 from typing import BinaryIO, Final
 
-from q43nl_numba.convert.errors import ModelFileError
-from q43nl_numba.convert.locks import LOCKS_ARE_KEPT, is_locked_here, try_lock
+from .errors import ModelFileError
+from .locks import LOCKS_ARE_KEPT, is_locked_here, try_lock
 
 _TEMPORARY: Final = re.compile(r"\.q43nl-[0-9a-f]{16}\.tmp")
 _NEW_FILE_MODE: Final = 0o666  # less what the umask takes
@@ -31,13 +31,13 @@ class OutputFile:
 
     def write(self, part: bytes | memoryview) -> None:
         """Append bytes."""
-        with _errors_name(self._path):
+        with errors_name(self._path):
             self._file.write(part)
         self.checksum = zlib.crc32(part, self.checksum)
 
     def settle(self) -> None:
         """Bring every byte to the disk."""
-        with _errors_name(self._path):
+        with errors_name(self._path):
             self._file.flush()
             os.fsync(self._file.fileno())
 
@@ -102,19 +102,19 @@ def whole_file(path: str, *, no_clobber: bool = False) -> Iterator[OutputFile]:
     """
     target = os.path.realpath(path)
     remove_abandoned(os.path.dirname(target))
-    with _errors_name(path):
-        temporary, file = _create_temporary(os.path.dirname(target), _mode_of(target))
+    with errors_name(path):
+        temporary, file = _create_temporary(os.path.dirname(target), mode_of(target))
     try:
         try:
             output = OutputFile(file, path)
             yield output
             output.settle()
-            with _errors_name(path):
+            with errors_name(path):
                 if not LOCKS_ARE_KEPT:
                     file.close()
-                _rename(temporary, target, path, no_clobber=no_clobber)
+                rename_complete(temporary, target, path, no_clobber=no_clobber)
         finally:
-            with _errors_name(path):
+            with errors_name(path):
                 file.close()  # after renaming: the lock that it holds protects the temporary
     except BaseException:
         with contextlib.suppress(OSError):
@@ -166,7 +166,7 @@ def _create_temporary(folder: str, mode: int | None) -> tuple[str, BinaryIO]:
         file.close()
 
 
-def _mode_of(path: str) -> int | None:
+def mode_of(path: str) -> int | None:
     """Return the permissions of a file, or None where there is no file."""
     try:
         return stat.S_IMODE(os.stat(path).st_mode) & 0o777
@@ -174,7 +174,7 @@ def _mode_of(path: str) -> int | None:
         return None
 
 
-def _rename(temporary: str, target: str, path: str, *, no_clobber: bool) -> None:
+def rename_complete(temporary: str, target: str, path: str, *, no_clobber: bool) -> None:
     """Give a complete file its name."""
     if not no_clobber:
         os.replace(temporary, target)
@@ -197,7 +197,7 @@ def _exists_already(path: str) -> ModelFileError:
 
 
 @contextlib.contextmanager
-def _errors_name(path: str) -> Iterator[None]:
+def errors_name(path: str) -> Iterator[None]:
     """Let an OSError name the file the user asked for instead of the temporary one, or none."""
     try:
         yield

@@ -10,12 +10,12 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 
-from q43nl_numba import GROUP_SIZE, q43nl
-from q43nl_numba.convert.errors import ModelFileError
-from q43nl_numba.convert.importance import Importance
-from q43nl_numba.convert.job import Maker, Piece, Recipe
-from q43nl_numba.convert.judging import Figures, Judge
-from q43nl_numba.convert.tensors import Tensor, piece_bounds
+from .. import GROUP_SIZE, q43nl
+from .errors import ModelFileError
+from .importance import Importance
+from .job import Maker, Piece, Recipe
+from .judging import Figures, Judge
+from .tensors import Tensor, piece_bounds
 
 Floats = npt.NDArray[np.float32]
 

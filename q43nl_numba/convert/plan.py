@@ -6,15 +6,15 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from q43nl_numba import GROUP_SIZE
-from q43nl_numba.convert.container import Entry, packed_entry, plain_entry
-from q43nl_numba.convert.dtypes import FLOAT8, FLOATING
-from q43nl_numba.convert.errors import ModelFileError
-from q43nl_numba.convert.job import Cast, Copy, Recipe
-from q43nl_numba.convert.model import Model
-from q43nl_numba.convert.quantized import find_scales
-from q43nl_numba.convert.rules import CAST_TO, Rule, Treatment, matches, near_misses
-from q43nl_numba.convert.tensors import ScaledTensor, StoredTensor, Tensor
+from .. import GROUP_SIZE
+from .container import Entry, packed_entry, plain_entry
+from .dtypes import FLOAT8, FLOATING
+from .errors import ModelFileError
+from .job import Cast, Copy, Recipe
+from .model import Model
+from .quantized import find_scales
+from .rules import CAST_TO, Rule, Treatment, matches, near_misses
+from .tensors import ScaledTensor, StoredTensor, Tensor
 
 
 @dataclass(frozen=True)

@@ -8,9 +8,9 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Final
 
-from q43nl_numba._text import printable
-from q43nl_numba.convert.errors import optional_package
-from q43nl_numba.convert.job import Progress
+from .._text import printable
+from .errors import optional_package
+from .job import Progress
 
 _SECONDS_BETWEEN_LINES: Final = 15.0
 

@@ -10,9 +10,9 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Final
 
-from q43nl_numba.convert.blocks import block_shape
-from q43nl_numba.convert.dtypes import FLOAT8, FLOATING
-from q43nl_numba.convert.tensors import StoredTensor, Tensor
+from .blocks import block_shape
+from .dtypes import FLOAT8, FLOATING
+from .tensors import StoredTensor, Tensor
 
 #: What the name of an 8-bit float tensor is followed by in the name of its scale, which is
 #: multiplied with in every case: DeepSeek calls the multiplier an inverse.

@@ -12,11 +12,11 @@ import math
 import os
 from typing import Any, BinaryIO, TypeGuard
 
-from q43nl_numba.convert.container import LENGTH, MAX_HEADER_BYTES, METADATA_KEY, Entry, Header
-from q43nl_numba.convert.dtypes import item_bits
-from q43nl_numba.convert.errors import ModelFileError, optional_package, tensor_error
-from q43nl_numba.convert.formats import format_name
-from q43nl_numba.convert.tensors import SourceFile, StoredTensor
+from .container import LENGTH, MAX_HEADER_BYTES, METADATA_KEY, Entry, Header
+from .dtypes import item_bits
+from .errors import ModelFileError, optional_package, tensor_error
+from .formats import format_name
+from .tensors import SourceFile, StoredTensor
 
 _NOT_JSON = (ValueError, RecursionError)
 _MAX_SIZE = 1 << 63

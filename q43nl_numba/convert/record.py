@@ -23,10 +23,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
 
-from q43nl_numba import GROUP_SIZE
-from q43nl_numba.convert.container import QTYPE, Entry, Header, packed_shape, unpacked_shape
-from q43nl_numba.convert.dtypes import FLOATING
-from q43nl_numba.convert.errors import ModelFileError, tensor_error
+from .. import GROUP_SIZE
+from .container import QTYPE, Entry, Header, packed_shape, unpacked_shape
+from .dtypes import FLOATING
+from .errors import ModelFileError, tensor_error
 
 FORMAT_KEY: Final = "dtype"
 RECORD_KEY: Final = "q43nl_numba"

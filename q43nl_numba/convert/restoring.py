@@ -11,20 +11,20 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from q43nl_numba import GROUP_BYTES, GROUP_SIZE, __version__, dequantize
-from q43nl_numba.convert.container import QTYPE, plain_entry
-from q43nl_numba.convert.dtypes import numpy_dtype
-from q43nl_numba.convert.errors import ModelFileError
-from q43nl_numba.convert.folders import check_inside, copy_files
-from q43nl_numba.convert.job import Cast, Copy, FilePlan, Maker, Piece, Recipe, Step
-from q43nl_numba.convert.model import INDEX_NAME, Model, ModelFile, open_model
-from q43nl_numba.convert.output import check_output, whole_file
-from q43nl_numba.convert.progress import shown_progress
-from q43nl_numba.convert.record import RECORD_KEY, Original, Record
-from q43nl_numba.convert.results import RestoreReport
-from q43nl_numba.convert.run import OnProgress, write_folder, write_one_file
-from q43nl_numba.convert.shards import index_text
-from q43nl_numba.convert.tensors import StoredTensor, ranges
+from .. import GROUP_BYTES, GROUP_SIZE, __version__, dequantize
+from .container import QTYPE, plain_entry
+from .dtypes import numpy_dtype
+from .errors import ModelFileError
+from .folders import check_inside, copy_files
+from .job import Cast, Copy, FilePlan, Maker, Piece, Recipe, Step
+from .model import INDEX_NAME, Model, ModelFile, open_model
+from .output import check_output, whole_file
+from .progress import shown_progress
+from .record import RECORD_KEY, Original, Record
+from .results import RestoreReport
+from .run import OnProgress, write_folder, write_one_file
+from .shards import index_text
+from .tensors import StoredTensor, ranges
 
 
 @dataclass(frozen=True)

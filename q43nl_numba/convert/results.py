@@ -6,7 +6,7 @@ import math
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from q43nl_numba.convert.judging import Figures, snr_db
+from .judging import Figures, snr_db
 
 
 @dataclass(frozen=True)
@@ -225,13 +225,13 @@ class ConvertReport:
         whole : bool
             Show every tensor, not only the first ones.
         """
-        from q43nl_numba.convert.report import convert_table
+        from .report import convert_table
 
         return convert_table(self, whole=whole)
 
     def document(self) -> dict[str, Any]:
         """Return the report as nested data, for programs; tensors in the output's order."""
-        from q43nl_numba.convert.report import convert_document
+        from .report import convert_document
 
         return convert_document(self)
 
@@ -252,7 +252,7 @@ class RestoreReport:
 
     def table(self) -> str:
         """Return the report as text."""
-        from q43nl_numba.convert.report import restore_table
+        from .report import restore_table
 
         return restore_table(self)
 

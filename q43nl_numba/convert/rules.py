@@ -28,8 +28,8 @@ from typing import Any, Final
 
 import numpy as np
 
-from q43nl_numba import q43nl
-from q43nl_numba.convert.errors import ModelFileError, optional_package
+from .. import q43nl
+from .errors import ModelFileError, optional_package
 
 #: What copied floating tensors can be cast to, as safetensors calls it; None leaves them.
 CAST_TO: Final = {"as-is": None, "float32": "F32", "float16": "F16", "bfloat16": "BF16"}

@@ -18,10 +18,10 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import IO, Any, Final, Protocol
 
-from q43nl_numba.convert.errors import ModelFileError
-from q43nl_numba.convert.job import FilePlan, OnPiece, Progress, WrittenFile, write_file
-from q43nl_numba.convert.locks import try_lock
-from q43nl_numba.convert.output import check_output_folder, remove_abandoned, sync_folder
+from .errors import ModelFileError
+from .job import FilePlan, OnPiece, Progress, WrittenFile, write_file
+from .locks import try_lock
+from .output import check_output_folder, remove_abandoned, sync_folder
 
 PARTIAL_SUFFIX: Final = ".q43nl-partial"
 _LOCK: Final = "lock"
@@ -69,7 +69,7 @@ def write_one_file(
 
     The arguments are those of `write_folder`.
     """
-    counter = _Counter([plan], progress)
+    counter = Counter([plan], progress)
     plan = FilePlan(os.path.basename(path), plan.steps, plan.metadata)
     folder = os.path.dirname(path) or os.curdir
     if write_files is None:
@@ -122,8 +122,8 @@ def write_folder(
         another one.
     """
     check_output_folder(folder)
-    counter = _Counter(plans, progress)
-    with _Partial.open(folder + PARTIAL_SUFFIX, description, len(plans), resume) as partial:
+    counter = Counter(plans, progress)
+    with Partial.open(folder + PARTIAL_SUFFIX, description, len(plans), resume) as partial:
         written = {}
         for plan in plans:
             done = partial.finished(plan)
@@ -168,7 +168,7 @@ def _write_files(
         yield write_file(plan, folder, no_clobber=no_clobber, on_piece=on_piece)
 
 
-class _Counter:
+class Counter:
     """Counts the bytes that were read, of all plans together."""
 
     def __init__(self, plans: Sequence[FilePlan], progress: OnProgress | None) -> None:
@@ -183,7 +183,7 @@ class _Counter:
             self._progress(Progress(self._done, self._total, name))
 
 
-class _Partial:
+class Partial:
     """The folder of an unfinished run; this process holds its lock."""
 
     def __init__(self, path: str, lock: IO[bytes], done: Mapping[str, WrittenFile]) -> None:
@@ -197,7 +197,7 @@ class _Partial:
     @contextlib.contextmanager
     def open(
         cls, path: str, description: Mapping[str, Any], files: int, resume: bool
-    ) -> Iterator[_Partial]:
+    ) -> Iterator[Partial]:
         """Create the folder, or take over the one of an interrupted run."""
         os.makedirs(path, exist_ok=True)
         with open(os.path.join(path, _LOCK), "ab") as lock:
@@ -230,6 +230,10 @@ class _Partial:
             if os.path.getsize(path) == done.nbytes and _checksum(path) == done.checksum:
                 return done
         return None
+
+    def noted(self, name: str) -> WrittenFile | None:
+        """Return what the journal notes under a name, whatever has become of the bytes since."""
+        return self._done.get(name)
 
     def add(self, written: WrittenFile) -> None:
         """Note that a file is complete."""

@@ -7,10 +7,10 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Final
 
-from q43nl_numba.convert.container import Entry
-from q43nl_numba.convert.errors import ModelFileError
-from q43nl_numba.convert.job import FilePlan
-from q43nl_numba.convert.model import WEIGHTS_NAME
+from .container import Entry
+from .errors import ModelFileError
+from .job import FilePlan
+from .model import WEIGHTS_NAME
 
 _UNITS: Final = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12,
                  "KI": 2**10, "MI": 2**20, "GI": 2**30, "TI": 2**40}  # fmt: skip

@@ -17,12 +17,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from q43nl_numba import GROUP_SIZE
-from q43nl_numba.convert import buffers
-from q43nl_numba.convert.blocks import Blocks, block_shape
-from q43nl_numba.convert.container import Entry, Header
-from q43nl_numba.convert.dtypes import numpy_dtype, to_float32
-from q43nl_numba.convert.errors import ModelFileError, tensor_error
+from .. import GROUP_SIZE
+from . import buffers
+from .blocks import Blocks, block_shape
+from .container import Entry, Header
+from .dtypes import numpy_dtype, to_float32
+from .errors import ModelFileError, tensor_error
 
 #: Elements handled at a time: few enough that memory stays flat and an interrupt is answered soon,
 #: enough that starting the threads costs nothing. A multiple of the group size.

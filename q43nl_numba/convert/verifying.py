@@ -9,17 +9,17 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from q43nl_numba import GROUP_BYTES, GROUP_SIZE
-from q43nl_numba.convert.container import Entry
-from q43nl_numba.convert.dtypes import FLOATING
-from q43nl_numba.convert.job import Copy, Progress
-from q43nl_numba.convert.judging import Figures, Judge
-from q43nl_numba.convert.model import Model, open_model
-from q43nl_numba.convert.quantized import find_scales
-from q43nl_numba.convert.record import Original, Record
-from q43nl_numba.convert.results import PackedTensor, VerifyReport
-from q43nl_numba.convert.run import OnProgress
-from q43nl_numba.convert.tensors import ScaledTensor, StoredTensor, Tensor, piece_bounds
+from .. import GROUP_BYTES, GROUP_SIZE
+from .container import Entry
+from .dtypes import FLOATING
+from .job import Copy, Progress
+from .judging import Figures, Judge
+from .model import Model, open_model
+from .quantized import find_scales
+from .record import Original, Record
+from .results import PackedTensor, VerifyReport
+from .run import OnProgress
+from .tensors import ScaledTensor, StoredTensor, Tensor, piece_bounds
 
 
 def verify_model(

@@ -48,7 +48,8 @@ def level(x: np.float32, c: np.float32) -> np.float32:
 
     Source: PasLLM's AVX2 code, whose order of operations this is.
     """
-    return fma(np.float32(np.float32(1) - c), x, np.float32(np.float32(x * c) * abs(x)))
+    bent = np.float32(np.float32(x * c) * abs(x))
+    return np.float32(fma(np.float32(np.float32(1) - c), x, bent))
 
 
 @helper

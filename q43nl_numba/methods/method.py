@@ -107,6 +107,10 @@ def _flat_doubles(*values: float) -> NDArray[np.float64]:
     return np.array(values, np.float64)
 
 
+def _unchanged(parameters: Any) -> Any:
+    return parameters
+
+
 @dataclass(frozen=True)
 class Method:
     """An entry of the methods' table."""
@@ -120,6 +124,9 @@ class Method:
     options: tuple[Option, ...] = ()
     parameters: Callable[..., Any] = field(default=_flat_doubles)
     """Turns the options' values into the parameters of the search."""
+    feedback_parameters: Callable[[Any], Any] = field(default=_unchanged)
+    """Turns the parameters of a call into those for a group that error feedback refines afterwards:
+    what only guards single groups may be left out."""
     statistics: Callable[[NDArray[np.float32]], NDArray[np.float32]] | None = None
     """Turns groups, float32[n, 32], into the statistics that the search takes, float32[k, n]."""
     joint: bool = False

@@ -94,7 +94,7 @@ class Parameters(NamedTuple):
     rounds: int
     finalists: int
     handicaps: Doubles
-    """Of the grid search: float64[255]."""
+    """Of the grid search: float64[255]; float64[0] to leave it out."""
 
 
 PARAMETERS: Final = types.NamedTuple(  # type: ignore[no-untyped-call]
@@ -128,7 +128,10 @@ def search_optimal(
     errors: Doubles,
 ) -> None:
     """Take the best of what the grid search stores and of the refined starts."""
-    known_bits, known_curves = grid_choice(weights, importance, parameters.handicaps)
+    known_bits = np.zeros(LANES, np.uint32)
+    known_curves = np.zeros(LANES, np.int32)
+    if parameters.handicaps.size > 0:
+        known_bits, known_curves = grid_choice(weights, importance, parameters.handicaps)
     try_starts(
         weights, importance, normalized, absmax, parameters, known_bits, known_curves,
         scale_bits, curves, errors,
@@ -233,6 +236,11 @@ def optimal_parameters(codes: str, effort: int) -> Parameters:
     )
 
 
+def without_grid(parameters: Parameters) -> Parameters:
+    """Return parameters without the grid search, which only sees to it that no group is worse."""
+    return parameters._replace(handicaps=np.empty(0, np.float64))
+
+
 def cost(parameters: Parameters) -> float:
     """Return the nanoseconds a weight takes: of the grid search, ranking and the rounds."""
     return 16.0 + 0.06 * len(parameters.starts) + 1.5 * parameters.refined * parameters.rounds
@@ -252,6 +260,7 @@ OPTIMAL = Method(
         ),
     ),
     parameters=optimal_parameters,
+    feedback_parameters=without_grid,
     joint=True,
     eps_scale=0.0,
 )

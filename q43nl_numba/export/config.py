@@ -1,0 +1,100 @@
+"""The JSON files beside a model's weights, read so that an error names file, key and value."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator, Mapping
+from typing import Any, TypeGuard
+
+from ..convert.errors import ModelFileError
+
+
+class JsonFile:
+    """The keys of one JSON object in a file. A key that is ``null`` counts as absent."""
+
+    def __init__(self, path: str, values: Mapping[str, Any]) -> None:
+        self.path = path
+        self._values = values
+
+    def __contains__(self, key: str) -> bool:
+        return self._values.get(key) is not None
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._values)
+
+    def get(self, key: str) -> Any:
+        """Return the value of a key, None where it is absent."""
+        return self._values.get(key)
+
+    def error(self, key: str, expected: str) -> ModelFileError:
+        """Return the error for a key whose value is not what is expected."""
+        found = repr(self._values[key]) if key in self._values else "nothing"
+        found = found if len(found) <= 200 else found[:197] + "..."
+        return ModelFileError(f"{self.path}: key {key!r} must be {expected}, found {found}")
+
+    def integer(self, key: str, *, least: int = 1, default: int | None = None) -> int:
+        """Return an integer of at least `least`; `default` stands for an absent key."""
+        value = self.get(key)
+        if value is None and default is not None:
+            return default
+        if not is_integer(value) or value < least:
+            raise self.error(key, f"an integer of at least {least}")
+        return int(value)
+
+    def number(self, key: str, *, default: float | None = None) -> float | int:
+        """Return a number as the file has it, integer or float."""
+        value = self.get(key)
+        if value is None and default is not None:
+            return default
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            raise self.error(key, "a number")
+        return value
+
+    def flag(self, key: str, *, default: bool = False) -> bool:
+        """Return a boolean."""
+        value = self.get(key)
+        if value is None:
+            return default
+        if not isinstance(value, bool):
+            raise self.error(key, "true or false")
+        return value
+
+    def part(self, key: str) -> JsonFile | None:
+        """Return the object that a key holds, None where it is absent."""
+        value = self.get(key)
+        if value is None:
+            return None
+        if not isinstance(value, dict):
+            raise self.error(key, "an object")
+        return JsonFile(f"{self.path}: key {key!r}", value)
+
+
+def read_json(path: str) -> JsonFile:
+    """Read a JSON file that holds an object.
+
+    Raises
+    ------
+    OSError
+        If the file cannot be read.
+    ModelFileError
+        If it is not JSON, or no object.
+    """
+    with open(path, encoding="utf-8-sig") as file:
+        try:
+            values = json.load(file)
+        except (ValueError, RecursionError) as error:
+            raise ModelFileError(f"{path}: must be a JSON file, found {error}") from error
+    if not isinstance(values, dict):
+        raise ModelFileError(f"{path}: must hold a JSON object, found {type(values).__name__}")
+    return JsonFile(path, values)
+
+
+def read_json_if_there(path: str) -> JsonFile:
+    """Read a JSON file; one that does not exist has no keys."""
+    return read_json(path) if os.path.exists(path) else JsonFile(path, {})
+
+
+def is_integer(value: object) -> TypeGuard[int]:
+    """Tell whether a JSON value is an integer; ``true`` is none."""
+    return isinstance(value, int) and not isinstance(value, bool)

@@ -1,0 +1,738 @@
+"""Kernels of error feedback: codes that suit the rounding errors of a row's other weights.
+
+Let e = w - q be the errors of a row, H the second moments of the inputs that the row is multiplied
+with. What the row's output loses is e H e^T, and with H + damping = (I + U) D (I + U)^T, U strictly
+upper triangular, it is (the damping included)::
+
+    sum over columns k of D_k (e_k + sum over i < k of e_i U_ik)^2
+
+So the columns are taken in their order, and each is rounded not from its weight but from its
+*target* w_k + sum e_i U_ik: the errors of the columns before it are made up for as far as the
+inputs' correlation allows, and its own rounding error counts D_k. (LDLQ: Chee et al., "QuIP: 2-bit
+quantization of large language models with guarantees", 2023, who show that it does what GPTQ does:
+Frantar et al., "GPTQ: accurate post-training quantization for generative pre-trained transformers",
+2023. D_k is GPTQ's 1 / diag(Cholesky factor of the inverse)^2, and the idea that the weights to
+come make up for an error is from Hassibi and Stork, "Second order derivatives for network pruning",
+1993.)
+
+A group's scale and curve are chosen by the method for the group's *centers*, which are what the
+targets would be if the group itself caused no errors, with D for the importance. Then two kinds of
+steps lower the loss, which within a group is a quadratic function of its weights' changes, with a
+*metric* of 32 x 32 numbers and a gradient:
+
+- a code is moved to the level nearest to where the loss has its least value, all else fixed;
+- the group's scale and curve are refitted to its codes: with q = p x + t b, x = code / 7, b =
+  x |x| - x, p the scale and t = p c, the loss is quadratic in (p, t), and the best of the four
+  storable pairs around its least point is taken.
+
+The first pass takes them group by group with the columns to come free (the metric is a part of (I +
+U) D (I + U)^T), the *sweeps* after it with all other columns as they are (the metric is a part of
+H, the gradient that of H too). A step is taken only if it lowers the loss.
+
+Arrays of rows have shape ``[blocks, columns, LANES]``: a block is `LANES` rows, one a lane. Rows do
+not depend on each other, so blocks are what threads share. Numbers are float32: the loss of each
+row is tracked as the sum of what the steps change, with errors of some 1e-6 of it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Final, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .._jit import fma, helper, overload, prange, types
+from .._kernel import Kernel
+from .._layout import (
+    CURVE_AT,
+    GROUP_BYTES,
+    GROUP_SIZE,
+    LARGEST_CURVE,
+    LARGEST_SCALE,
+    MAX_SCALE,
+    NIBBLE_OF_ZERO,
+    SCALE_AT,
+    SCALE_MAGNITUDE,
+    SCALE_SIGN,
+    SMALLEST_NORMAL_SCALE,
+    scale_bits_not_below,
+    scale_of_bits,
+)
+from .curve import STEPS, c_of_curve, level, x_of_code
+from .encode import ENCODED
+from .factor import TERMS, add_product
+from .joint import OUTERMOST, SMALLEST_CURVE
+from .quadratic import Quadratic
+from .tile import LANES, Bytes, Codes, Doubles, Floats, Integers, ScaleBits
+
+_ZERO: Final = np.float32(0)
+_ONE: Final = np.float32(1)
+_HALF: Final = np.float32(0.5)
+_NEVER: Final = np.float32(1e30)
+_TURNS: Final = 2
+_COLLINEAR: Final = 1e-5
+"""Share of the determinant below which x and b of a group's codes are one direction."""
+
+DOUBT: Final = 2e-5
+"""Largest relative error of a tracked loss."""
+
+
+class Levels(NamedTuple):
+    """What a group's scale and curve say about its levels, in each lane."""
+
+    scales: Floats
+    """Magnitudes of the scales, float32[LANES]."""
+    signs: Floats
+    """Their signs, float32[LANES] of 1 and -1."""
+    cs: Floats
+    midpoints: Floats
+    """Between the magnitudes of the levels 0 to 7, float32[STEPS, LANES]; infinite at scale 0."""
+    outermost: Floats
+    """Magnitude of level -8, out of reach unless it is allowed."""
+
+
+class Group(NamedTuple):
+    """A group of each lane's row, while its codes are chosen."""
+
+    bits: ScaleBits
+    """Of the scales, uint32[LANES]."""
+    curves: Integers
+    codes: Floats
+    """float32[GROUP_SIZE, LANES]."""
+    decoded: Floats
+    """What the codes decode to."""
+    gradient: Floats
+    """Half the derivative of the loss by the errors of the group's weights."""
+    change: Floats
+    """What the steps so far changed the loss by, float32[LANES]."""
+
+
+@helper
+def new_levels() -> Levels:
+    """Return uninitialized memory for levels."""
+    return Levels(
+        np.empty(LANES, np.float32),
+        np.empty(LANES, np.float32),
+        np.empty(LANES, np.float32),
+        np.empty((STEPS, LANES), np.float32),
+        np.empty(LANES, np.float32),
+    )
+
+
+@helper
+def new_group(bits: ScaleBits, curves: Integers) -> Group:
+    """Return memory for a group; its scale bits and curves are written to the arrays given."""
+    return Group(
+        bits,
+        curves,
+        np.empty((GROUP_SIZE, LANES), np.float32),
+        np.empty((GROUP_SIZE, LANES), np.float32),
+        np.zeros((GROUP_SIZE, LANES), np.float32),
+        np.zeros(LANES, np.float32),
+    )
+
+
+@helper
+def set_levels(bits: ScaleBits, curves: Integers, full: bool, levels: Levels) -> None:
+    """Write the levels of scales and curves; of code -8, too, where all codes are allowed."""
+    for lane in range(LANES):
+        scale = scale_of_bits(np.uint32(bits[lane] & SCALE_MAGNITUDE))
+        levels.scales[lane] = scale
+        levels.signs[lane] = -_ONE if bits[lane] & SCALE_SIGN else _ONE
+        levels.cs[lane] = c_of_curve(curves[lane])
+        outermost = level_of(np.float32(OUTERMOST), scale, levels.cs[lane])
+        levels.outermost[lane] = outermost if full and scale > 0 else _NEVER
+    for k in range(STEPS):
+        for lane in range(LANES):
+            scale, c = levels.scales[lane], levels.cs[lane]
+            lower = level_of(np.float32(k), scale, c)
+            upper = level_of(np.float32(k + 1), scale, c)
+            midpoint = np.float32(_HALF * np.float32(lower + upper))
+            levels.midpoints[k, lane] = midpoint if scale > 0 else np.float32(np.inf)
+
+
+@helper
+def level_of(code: np.float32, scale: np.float32, c: np.float32) -> np.float32:
+    """Return what a code decodes to, bit for bit: code and scale with their signs."""
+    return np.float32(level(x_of_code(code), c) * scale)
+
+
+@helper
+def nearest(value: np.float32, levels: Levels, lane: int) -> tuple[np.float32, np.float32]:
+    """Return the code whose level is nearest to a value, and the level."""
+    mirrored = value * levels.signs[lane]
+    size = abs(value)
+    code = _ZERO
+    for k in range(STEPS):
+        code += _ONE if size > levels.midpoints[k, lane] else _ZERO
+    level = level_of(code, levels.scales[lane], levels.cs[lane])
+    outermost = levels.outermost[lane]
+    outer = mirrored < 0 and abs(size - outermost) < abs(size - level)
+    code = np.float32(OUTERMOST) if outer else code
+    level = outermost if outer else level
+    return (-code if mirrored < 0 else code), (-level if value < 0 else level)
+
+
+# --- steps that lower the loss ---------------------------------------------------------------
+
+
+@helper
+def refine(metric: Floats, full: bool, levels: Levels, group: Group) -> None:
+    """Refit scales and curves and move the codes, twice. The gradient is not valid afterwards."""
+    for turn in range(_TURNS):
+        refit(metric, full, levels, group)
+        move_codes(metric, levels, group, turn + 1 < _TURNS)
+
+
+@helper
+def move_codes(metric: Floats, levels: Levels, group: Group, go_on: bool) -> None:
+    """Move each code to the level nearest to the least loss; `go_on`: keep the gradient valid."""
+    step = np.empty(LANES, np.float32)
+    for j in range(GROUP_SIZE):
+        curvature = metric[j, j]
+        if not curvature > 0:
+            continue
+        inverse = _ONE / curvature
+        for lane in range(LANES):
+            slope = group.gradient[j, lane]
+            old = group.decoded[j, lane]
+            code, new = nearest(fma(slope, inverse, old), levels, lane)
+            moved = old - new
+            change = moved * (slope + slope + curvature * moved)
+            lower = change < 0
+            step[lane] = moved if lower else _ZERO
+            group.change[lane] += change if lower else _ZERO
+            group.decoded[j, lane] = new if lower else old
+            group.codes[j, lane] = code if lower else group.codes[j, lane]
+        for i in range(0 if go_on else j + 1, GROUP_SIZE):
+            coupling = metric[j, i]
+            for lane in range(LANES):
+                group.gradient[i, lane] = fma(coupling, step[lane], group.gradient[i, lane])
+
+
+@helper
+def refit(metric: Floats, full: bool, levels: Levels, group: Group) -> None:
+    """Take the best storable scale and curve for the codes, where they lower the loss."""
+    # The errors change by -(dp x + dt b), the loss by its slopes and bends along x and b.
+    x = np.empty((GROUP_SIZE, LANES), np.float32)
+    b = np.empty((GROUP_SIZE, LANES), np.float32)
+    metric_x = np.zeros((GROUP_SIZE, LANES), np.float32)
+    metric_b = np.zeros((GROUP_SIZE, LANES), np.float32)
+    for i in range(GROUP_SIZE):
+        for lane in range(LANES):
+            value = x_of_code(group.codes[i, lane])
+            x[i, lane] = value
+            b[i, lane] = value * abs(value) - value
+    add_product(metric, x, metric_x)
+    add_product(metric, b, metric_b)
+    sums = np.zeros((5, LANES), np.float32)
+    for i in range(GROUP_SIZE):
+        for lane in range(LANES):
+            slope = group.gradient[i, lane]
+            sums[0, lane] += x[i, lane] * metric_x[i, lane]
+            sums[1, lane] += b[i, lane] * metric_x[i, lane]
+            sums[2, lane] += b[i, lane] * metric_b[i, lane]
+            sums[3, lane] += x[i, lane] * slope
+            sums[4, lane] += b[i, lane] * slope
+    bits = np.empty(LANES, np.uint32)
+    curves = np.empty(LANES, np.int32)
+    choose_storable(sums, full, levels, group, bits, curves)
+    take_where_lower(metric_x, metric_b, bits, curves, levels, group)
+    set_levels(group.bits, group.curves, full, levels)
+
+
+@helper
+def choose_storable(
+    sums: Floats, full: bool, levels: Levels, group: Group, bits: ScaleBits, curves: Integers
+) -> None:
+    """Write the best of the storable pairs around the least loss, given its bends and slopes.
+
+    That is, of the two curves next to the best one the two scales next to the best for that curve.
+    The present pair stays where none is better. Scales keep their sign.
+    """
+    least_curve = float(SMALLEST_CURVE if full else -LARGEST_CURVE)
+    for lane in range(LANES):
+        xx, xb = np.float64(sums[0, lane]), np.float64(sums[1, lane])
+        bb = np.float64(sums[2, lane])
+        slope_x, slope_b = np.float64(sums[3, lane]), np.float64(sums[4, lane])
+        sign, c = np.float64(levels.signs[lane]), np.float64(levels.cs[lane])
+        p = sign * np.float64(levels.scales[lane])
+        t = p * c
+        # Slopes at p = t = 0, from where the best pair is the solution of a linear system.
+        from_x = slope_x + p * xx + t * xb
+        from_b = slope_b + p * xb + t * bb
+        determinant = xx * bb - xb * xb
+        best_p = from_x * bb - from_b * xb
+        best_t = from_b * xx - from_x * xb
+        solved = determinant > _COLLINEAR * xx * bb and best_p * sign > 0
+        best_c = best_t / best_p if solved else c
+        below = np.floor(min(max(LARGEST_CURVE * best_c, least_curve), float(LARGEST_CURVE)))
+        best = 0.0
+        bits[lane] = group.bits[lane]
+        curves[lane] = group.curves[lane]
+        for trial in range(4):
+            curve = min(below + (trial >> 1), float(LARGEST_CURVE))
+            c = curve / LARGEST_CURVE
+            bend = xx + c * (2.0 * xb + c * bb)
+            wanted = sign * (from_x + c * from_b) / bend if bend > 0 else 0.0
+            tried = scale_bits_not_below(np.float32(min(max(wanted, 0.0), MAX_SCALE)))
+            tried = np.uint32(tried - np.uint32(1)) if (trial & 1) and tried > 0 else tried
+            new_p = sign * np.float64(scale_of_bits(tried))
+            dp, dt = new_p - p, new_p * c - t
+            change = dp * (dp * xx + 2.0 * (dt * xb - slope_x)) + dt * (dt * bb - 2.0 * slope_b)
+            least = SMALLEST_NORMAL_SCALE if sign < 0 else np.uint32(1)
+            better = change < best and least <= tried and tried <= LARGEST_SCALE and p != 0
+            best = change if better else best
+            signed = np.uint32(tried | SCALE_SIGN) if sign < 0 else tried
+            bits[lane] = signed if better else bits[lane]
+            curves[lane] = np.int32(curve) if better else curves[lane]
+
+
+@helper
+def take_where_lower(
+    metric_x: Floats,
+    metric_b: Floats,
+    bits: ScaleBits,
+    curves: Integers,
+    levels: Levels,
+    group: Group,
+) -> None:
+    """Take new scales and curves in the lanes where the decoded weights have less loss."""
+    decoded = np.empty((GROUP_SIZE, LANES), np.float32)
+    turned = np.empty((GROUP_SIZE, LANES), np.float32)
+    change = np.zeros(LANES, np.float32)
+    scales = np.empty(LANES, np.float32)
+    cs = np.empty(LANES, np.float32)
+    dp = np.empty(LANES, np.float32)
+    dt = np.empty(LANES, np.float32)
+    for lane in range(LANES):
+        scales[lane] = scale_of_bits(np.uint32(bits[lane] & SCALE_MAGNITUDE)) * levels.signs[lane]
+        cs[lane] = c_of_curve(curves[lane])
+        old = levels.scales[lane] * levels.signs[lane]
+        dp[lane] = scales[lane] - old
+        dt[lane] = scales[lane] * cs[lane] - old * levels.cs[lane]
+    for i in range(GROUP_SIZE):
+        for lane in range(LANES):
+            decoded[i, lane] = level_of(group.codes[i, lane], scales[lane], cs[lane])
+            turned[i, lane] = -(dp[lane] * metric_x[i, lane] + dt[lane] * metric_b[i, lane])
+            slope = group.gradient[i, lane]
+            moved = group.decoded[i, lane] - decoded[i, lane]
+            change[lane] += moved * (slope + slope + turned[i, lane])
+    for i in range(GROUP_SIZE):
+        for lane in range(LANES):
+            lower = change[lane] < 0
+            group.gradient[i, lane] += turned[i, lane] if lower else _ZERO
+            group.decoded[i, lane] = decoded[i, lane] if lower else group.decoded[i, lane]
+    for lane in range(LANES):
+        lower = change[lane] < 0
+        group.change[lane] += change[lane] if lower else _ZERO
+        group.bits[lane] = bits[lane] if lower else group.bits[lane]
+        group.curves[lane] = curves[lane] if lower else group.curves[lane]
+
+
+@helper
+def finish(
+    first: int, weights: Floats, group: Group, errors: Floats, codes: Codes, loss: Doubles
+) -> None:
+    """Enter a group's codes and errors into a block, and the change of the loss."""
+    for j in range(GROUP_SIZE):
+        for lane in range(LANES):
+            codes[first + j, lane] = np.int8(group.codes[j, lane])
+            errors[first + j, lane] = weights[first + j, lane] - group.decoded[j, lane]
+    for lane in range(LANES):
+        loss[lane] += np.float64(group.change[lane])
+
+
+# --- the first pass --------------------------------------------------------------------------
+
+
+class Rows(NamedTuple):
+    """Some rows of a tensor, and their codes so far."""
+
+    weights: Floats
+    """float32[blocks, columns, LANES]."""
+    errors: Floats
+    """Weight minus decoded weight, of the same shape."""
+    codes: Codes
+    """int8, of the same shape."""
+    bits: ScaleBits
+    """uint32[blocks, groups, LANES]."""
+    curves: Integers
+    """int32[blocks, groups, LANES]."""
+    loss: Doubles
+    """Of each row, undamped, float64[blocks, LANES]."""
+    finished: Integers
+    """How many kernels are done with each block, int32[blocks].
+
+    A kernel cannot raise: where memory runs out in it, it ends without a count.
+    """
+
+
+def _load_rows(weights: Floats, order: Integers, tiles: Floats) -> None:
+    """Lay rows out by blocks.
+
+    Parameters
+    ----------
+    weights : float32[rows, columns]
+    order : int32[groups]
+    tiles : float32[blocks, columns, LANES]
+        Overwritten, with zeros for rows that there are not.
+    """
+    count, columns = weights.shape
+    for block in prange(tiles.shape[0]):
+        first = block * LANES
+        for k in range(columns):
+            for lane in range(max(count - first, 0), LANES):
+                tiles[block, k, lane] = _ZERO
+        for g in range(order.size):
+            column = order[g] * GROUP_SIZE
+            for lane in range(min(LANES, count - first)):
+                for i in range(GROUP_SIZE):
+                    tiles[block, g * GROUP_SIZE + i, lane] = weights[first + lane, column + i]
+
+
+def _feed_back(
+    encode_tile: Callable[..., None],
+    statistics: Any,
+    parameters: Any,
+    eps_scale: float,
+    quadratic: Quadratic,
+    full: bool,
+    rows: Rows,
+) -> None:
+    """Choose the codes of some rows, group by group.
+
+    Parameters
+    ----------
+    encode_tile : compiled function
+        What a method's `Encoder` does with one tile, with importance.
+    statistics : float32[n, rows groups] or None
+        Those of the weights, for a method that takes them. (They say where to start a search. For
+        that, the weights as they were will do.)
+    parameters, eps_scale
+        As for `encode_tile`.
+    quadratic : Quadratic
+    full : bool
+        Whether all codes are allowed.
+    rows : Rows
+        With its weights set; the rest is overwritten.
+    """
+    for block in prange(rows.weights.shape[0]):
+        feed_back_block(
+            encode_tile, statistics, parameters, eps_scale, quadratic, full, block, rows
+        )
+
+
+@helper
+def feed_back_block(
+    encode_tile: Callable[..., None],
+    statistics: Any,
+    parameters: Any,
+    eps_scale: float,
+    quadratic: Quadratic,
+    full: bool,
+    block: int,
+    rows: Rows,
+) -> None:
+    """Choose the codes of a block of rows; parameters are those of `_feed_back`."""
+    targets = np.empty((GROUP_SIZE, LANES), np.float32)
+    centers = np.empty(LANES * GROUP_SIZE, np.float32)
+    importance = np.empty(LANES * GROUP_SIZE, np.float32)
+    packed = np.zeros(LANES * GROUP_BYTES, np.uint8)
+    status = np.zeros(1, np.uint8)
+    for g in range(quadratic.order.size):
+        set_targets(g, block, quadratic, rows, targets)
+        set_centers(g, quadratic.feedback, rows.weights[block], targets, centers)
+        for lane in range(LANES):
+            for i in range(GROUP_SIZE):
+                importance[lane * GROUP_SIZE + i] = quadratic.importance[g * GROUP_SIZE + i]
+        own = statistics_of(statistics, block, g, quadratic.order)
+        encode_tile(centers, importance, own, parameters, eps_scale, packed, status, np.int64(0))
+        if status[0] != ENCODED:
+            return
+        round_group(g, block, quadratic, full, packed, targets, rows)
+    rows.finished[block] += 1
+
+
+def statistics_of(statistics: Any, block: int, g: int, order: Integers) -> Any:
+    """Return the statistics of a group of each lane's row, float32[n, LANES]; of None, None."""
+    return None if statistics is None else _array_statistics(statistics, block, g, order)
+
+
+def _array_statistics(statistics: Any, block: int, g: int, order: Integers) -> Any:
+    own = np.zeros((statistics.shape[0], LANES), np.float32)
+    first = block * LANES * order.size + order[g]
+    for row in range(statistics.shape[0]):
+        for lane in range(LANES):
+            at = first + lane * order.size
+            if at < statistics.shape[1]:
+                own[row, lane] = statistics[row, at]
+    return own
+
+
+def _no_statistics(statistics: Any, block: int, g: int, order: Integers) -> Any:
+    return None
+
+
+@overload(statistics_of)
+def _compiled_statistics_of(statistics: Any, block: int, g: int, order: Integers) -> Any:
+    """Decide by type: else, what is compiled for an array returns an array or None."""
+    return _no_statistics if isinstance(statistics, types.NoneType) else _array_statistics
+
+
+@helper
+def set_targets(g: int, block: int, quadratic: Quadratic, rows: Rows, targets: Floats) -> None:
+    """Write a group's targets, float32[GROUP_SIZE, LANES], as far as earlier groups decide."""
+    first = g * GROUP_SIZE
+    weights, errors = rows.weights[block], rows.errors[block]
+    for i in range(GROUP_SIZE):
+        for lane in range(LANES):
+            targets[i, lane] = weights[first + i, lane]
+    for k in range(0, first, TERMS):
+        left = quadratic.feedback[first : first + GROUP_SIZE, k : k + TERMS]
+        add_product(left, errors[k : k + TERMS], targets)
+
+
+@helper
+def set_centers(
+    g: int, feedback: Floats, weights: Floats, targets: Floats, centers: Floats
+) -> None:
+    """Write a group's centers, row by row: float32[LANES * GROUP_SIZE]."""
+    first = g * GROUP_SIZE
+    center = targets.copy()
+    for j in range(GROUP_SIZE):
+        for i in range(j + 1, GROUP_SIZE):
+            share = feedback[first + i, first + j]
+            for lane in range(LANES):
+                moved = weights[first + j, lane] - center[j, lane]
+                center[i, lane] = fma(share, moved, center[i, lane])
+    limit = np.float32(MAX_SCALE)
+    for lane in range(LANES):
+        for i in range(GROUP_SIZE):
+            # Within what can be stored, as the weight itself is.
+            weight = weights[first + i, lane]
+            nearest_storable = min(max(center[i, lane], min(weight, -limit)), max(weight, limit))
+            centers[lane * GROUP_SIZE + i] = nearest_storable
+
+
+@helper
+def round_group(
+    g: int,
+    block: int,
+    quadratic: Quadratic,
+    full: bool,
+    packed: Bytes,
+    targets: Floats,
+    rows: Rows,
+) -> None:
+    """Round a group's columns one after another, each with the errors of those before it.
+
+    Scales and curves are those of some packed bytes, uint8[LANES * GROUP_BYTES].
+    """
+    first = g * GROUP_SIZE
+    feedback = quadratic.feedback
+    weights, errors = rows.weights[block], rows.errors[block]
+    loss = rows.loss[block]
+    group = new_group(rows.bits[block, g], rows.curves[block, g])
+    levels = new_levels()
+    for lane in range(LANES):
+        at = lane * GROUP_BYTES
+        high = np.uint32(packed[at + SCALE_AT + 1]) << np.uint32(8)
+        group.bits[lane] = np.uint32(packed[at + SCALE_AT]) | high
+        group.curves[lane] = np.int32(np.int8(packed[at + CURVE_AT]))
+    set_levels(group.bits, group.curves, full, levels)
+    step = np.empty(LANES, np.float32)
+    for j in range(GROUP_SIZE):
+        importance = quadratic.importance[first + j]
+        for lane in range(LANES):
+            code, level = nearest(targets[j, lane], levels, lane)
+            group.codes[j, lane] = code
+            group.decoded[j, lane] = level
+            left = targets[j, lane] - level
+            group.gradient[j, lane] = importance * left
+            group.change[lane] = fma(group.gradient[j, lane], left, group.change[lane])
+            step[lane] = weights[first + j, lane] - level
+        for i in range(j + 1, GROUP_SIZE):
+            share = feedback[first + i, first + j]
+            for lane in range(LANES):
+                targets[i, lane] = fma(share, step[lane], targets[i, lane])
+    # From D times what is left of each target to the gradient: times (I + U)^T.
+    for i in range(GROUP_SIZE):
+        for k in range(i + 1, GROUP_SIZE):
+            share = feedback[first + k, first + i]
+            for lane in range(LANES):
+                group.gradient[i, lane] = fma(
+                    share, group.gradient[k, lane], group.gradient[i, lane]
+                )
+    refine(quadratic.metrics[g], full, levels, group)
+    finish(first, weights, group, errors, rows.codes[block], loss)
+    for j in range(GROUP_SIZE):
+        damping = np.float64(quadratic.damping[first + j])
+        for lane in range(LANES):
+            error = np.float64(errors[first + j, lane])
+            loss[lane] -= damping * (error * error)
+
+
+# --- sweeps ----------------------------------------------------------------------------------
+
+
+def _sweep(quadratic: Quadratic, full: bool, rows: Rows) -> None:
+    """Lower the loss group by group, with all other groups as they are."""
+    for block in prange(rows.weights.shape[0]):
+        sweep_block(block, quadratic, full, rows)
+
+
+@helper
+def sweep_block(block: int, quadratic: Quadratic, full: bool, rows: Rows) -> None:
+    """Lower the loss of a block of rows."""
+    for g in range(quadratic.order.size):
+        sweep_group(g, block, quadratic, full, rows)
+    rows.finished[block] += 1
+
+
+@helper
+def sweep_group(g: int, block: int, quadratic: Quadratic, full: bool, rows: Rows) -> None:
+    """Move a group's codes, refit its scale and curve, and move the codes again."""
+    first, stop = g * GROUP_SIZE, (g + 1) * GROUP_SIZE
+    errors, codes = rows.errors[block], rows.codes[block]
+    group = new_group(rows.bits[block, g], rows.curves[block, g])
+    levels = new_levels()
+    set_levels(group.bits, group.curves, full, levels)
+    for k in range(0, errors.shape[0], TERMS):
+        left = quadratic.hessian[first:stop, k : k + TERMS]
+        add_product(left, errors[k : k + TERMS], group.gradient)
+    for j in range(GROUP_SIZE):
+        for lane in range(LANES):
+            code = np.float32(codes[first + j, lane])
+            scale = levels.scales[lane] * levels.signs[lane]
+            group.codes[j, lane] = code
+            group.decoded[j, lane] = level_of(code, scale, levels.cs[lane])
+    metric = quadratic.hessian[first:stop, first:stop]
+    refine(metric, full, levels, group)
+    finish(first, rows.weights[block], group, errors, codes, rows.loss[block])
+
+
+# --- the better of two ways ------------------------------------------------------------------
+
+
+def _compare(packed: Bytes, quadratic: Quadratic, rows: Rows, better: NDArray[np.bool_]) -> None:
+    """Write which rows have less loss than in some packed bytes; their errors are overwritten.
+
+    Parameters
+    ----------
+    packed : uint8[rows * groups * GROUP_BYTES]
+    better : bool[rows]
+        Overwritten.
+    """
+    groups = quadratic.order.size
+    for block in prange(rows.weights.shape[0]):
+        first = block * LANES
+        count = min(LANES, better.size - first)
+        start = first * groups * GROUP_BYTES
+        stop = start + count * groups * GROUP_BYTES
+        compare_block(packed[start:stop], block, quadratic, rows, better[first : first + count])
+
+
+@helper
+def compare_block(
+    packed: Bytes, block: int, quadratic: Quadratic, rows: Rows, better: NDArray[np.bool_]
+) -> None:
+    """Compare a block of rows; the other loss is summed up until it is larger in all of them."""
+    weights, errors, loss = rows.weights[block], rows.errors[block], rows.loss[block]
+    needed = np.zeros(LANES, np.float64)
+    set_errors(packed, quadratic, weights, errors)
+    for k in range(errors.shape[0]):
+        damping = np.float64(quadratic.damping[k])
+        for lane in range(LANES):
+            error = np.float64(errors[k, lane])
+            needed[lane] += damping * (error * error)
+    for lane in range(LANES):
+        # Damped, as the sum is; and what is better must be so beyond doubt.
+        needed[lane] += loss[lane] + DOUBT * (abs(loss[lane]) + needed[lane])
+    found = np.zeros(LANES, np.float64)
+    left = np.empty((GROUP_SIZE, LANES), np.float32)
+    lanes = better.size
+    undecided = True
+    # The last columns have most of the loss: a few of them decide.
+    for stop in range(errors.shape[0], 0, -GROUP_SIZE):
+        if not undecided:
+            break
+        first = stop - GROUP_SIZE
+        for i in range(GROUP_SIZE):
+            for lane in range(LANES):
+                left[i, lane] = errors[first + i, lane]
+        for k in range(0, stop, TERMS):
+            shares = quadratic.feedback[first:stop, k : k + TERMS]
+            add_product(shares, errors[k : k + TERMS], left)
+        for i in range(GROUP_SIZE):
+            importance = np.float64(quadratic.importance[first + i])
+            for lane in range(LANES):
+                value = np.float64(left[i, lane])
+                found[lane] += importance * (value * value)
+        undecided = False
+        for lane in range(lanes):
+            undecided = undecided or not found[lane] > needed[lane]
+    for lane in range(lanes):
+        better[lane] = found[lane] > needed[lane]
+    rows.finished[block] += 1
+
+
+@helper
+def set_errors(packed: Bytes, quadratic: Quadratic, weights: Floats, errors: Floats) -> None:
+    """Write the errors of a block of packed rows."""
+    groups = quadratic.order.size
+    scales = np.zeros(LANES, np.float32)
+    cs = np.zeros(LANES, np.float32)
+    codes = np.zeros((GROUP_SIZE, LANES), np.float32)
+    for g in range(groups):
+        for lane in range(packed.size // (groups * GROUP_BYTES)):
+            at = (lane * groups + quadratic.order[g]) * GROUP_BYTES
+            high = np.uint32(packed[at + SCALE_AT + 1]) << np.uint32(8)
+            scales[lane] = scale_of_bits(np.uint32(packed[at + SCALE_AT]) | high)
+            cs[lane] = c_of_curve(np.int8(packed[at + CURVE_AT]))
+            for byte in range(GROUP_SIZE // 2):
+                pair = np.int32(packed[at + byte])
+                codes[2 * byte, lane] = np.float32((pair & 15) - NIBBLE_OF_ZERO)
+                codes[2 * byte + 1, lane] = np.float32((pair >> 4) - NIBBLE_OF_ZERO)
+        for i in range(GROUP_SIZE):
+            k = g * GROUP_SIZE + i
+            for lane in range(LANES):
+                level = level_of(codes[i, lane], scales[lane], cs[lane])
+                errors[k, lane] = weights[k, lane] - level
+
+
+def _store_rows(order: Integers, rows: Rows, chosen: NDArray[np.bool_], packed: Bytes) -> None:
+    """Write the bytes of the chosen rows to uint8[rows * groups * GROUP_BYTES]."""
+    groups = order.size
+    for row in prange(chosen.size):
+        if chosen[row]:
+            start = row * groups * GROUP_BYTES
+            store_row(order, rows, row, packed[start : start + groups * GROUP_BYTES])
+
+
+@helper
+def store_row(order: Integers, rows: Rows, row: int, packed: Bytes) -> None:
+    """Write the bytes of a row; of scale zero, only zeros."""
+    block, lane = row // LANES, row % LANES
+    for g in range(order.size):
+        start = order[g] * GROUP_BYTES
+        bits = rows.bits[block, g, lane]
+        if bits & SCALE_MAGNITUDE == 0:
+            packed[start : start + GROUP_BYTES] = 0
+            continue
+        for byte in range(GROUP_SIZE // 2):
+            k = g * GROUP_SIZE + 2 * byte
+            low = np.int32(rows.codes[block, k, lane]) + NIBBLE_OF_ZERO
+            high = np.int32(rows.codes[block, k + 1, lane]) + NIBBLE_OF_ZERO
+            packed[start + byte] = low | (high << 4)
+        packed[start + SCALE_AT] = bits & 0xFF
+        packed[start + SCALE_AT + 1] = bits >> 8
+        packed[start + CURVE_AT] = rows.curves[block, g, lane] & 0xFF
+
+
+load_rows = Kernel(_load_rows)
+feed_back = Kernel(_feed_back)
+sweep = Kernel(_sweep)
+compare = Kernel(_compare)
+store_rows = Kernel(_store_rows)

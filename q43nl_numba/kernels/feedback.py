@@ -1,37 +1,42 @@
-"""Kernels of error feedback: codes that suit the rounding errors of a row's other weights.
+"""Error feedback: codes that make up for the rounding errors of the other weights of their row.
 
-Let e = w - q be the errors of a row, H the second moments of the inputs that the row is multiplied
-with. What the row's output loses is e H e^T, and with H + damping = (I + U) D (I + U)^T, U strictly
-upper triangular, it is (the damping included)::
+Let e = w - q be the errors of a row, and H the second moments of the inputs that it is multiplied
+with. The row's *loss*, the error of its output, is e H e^T. With H + damping = (I + U) D (I + U)^T,
+U strictly upper triangular and D diagonal, it is, damping included::
 
     sum over columns k of D_k (e_k + sum over i < k of e_i U_ik)^2
 
-So the columns are taken in their order, and each is rounded not from its weight but from its
-*target* w_k + sum e_i U_ik: the errors of the columns before it are made up for as far as the
-inputs' correlation allows, and its own rounding error counts D_k. (LDLQ: Chee et al., "QuIP: 2-bit
-quantization of large language models with guarantees", 2023, who show that it does what GPTQ does:
-Frantar et al., "GPTQ: accurate post-training quantization for generative pre-trained transformers",
-2023. D_k is GPTQ's 1 / diag(Cholesky factor of the inverse)^2, and the idea that the weights to
-come make up for an error is from Hassibi and Stork, "Second order derivatives for network pruning",
-1993.)
+So columns are taken in order, and each is rounded from its *target* w_k + sum e_i U_ik instead of
+its weight: it makes up for the errors of the columns before it as far as the inputs' correlation
+allows, and what its own rounding leaves counts D_k. (This is LDLQ: Chee et al., "QuIP: 2-bit
+quantization of large language models with guarantees", 2023, arXiv:2307.13304; they show that it is
+the same as GPTQ: Frantar et al., 2023, arXiv:2210.17323, where D_k is 1 / diag(Cholesky factor of
+the inverse)^2. That weights make up for the error of another one is from Hassibi and Stork, "Second
+order derivatives for network pruning: optimal brain surgeon", 1993.)
 
-A group's scale and curve are chosen by the method for the group's *centers*, which are what the
-targets would be if the group itself caused no errors, with D for the importance. Then two kinds of
-steps lower the loss, which within a group is a quadratic function of its weights' changes, with a
-*metric* of 32 x 32 numbers and a gradient:
+The method chooses a group's scale and curve for the group's *centers*, which are its targets if
+its own columns left no errors, with D for the importance. With these, the group's columns are
+rounded one after another. Then two kinds of steps lower the loss, which within a group is a
+quadratic function of the errors, given by a *metric* (32 x 32) and a gradient:
 
-- a code is moved to the level nearest to where the loss has its least value, all else fixed;
-- the group's scale and curve are refitted to its codes: with q = p x + t b, x = code / 7, b =
-  x |x| - x, p the scale and t = p c, the loss is quadratic in (p, t), and the best of the four
-  storable pairs around its least point is taken.
+- a code is moved to the level next to the loss' minimum along its weight;
+- scale and curve are refitted to the codes: with q = p x + t b, x = code / 7, b = x |x| - x, scale
+  p and t = p c, the loss is quadratic in (p, t), and the best of four storable pairs around its
+  minimum is taken.
 
-The first pass takes them group by group with the columns to come free (the metric is a part of (I +
-U) D (I + U)^T), the *sweeps* after it with all other columns as they are (the metric is a part of
-H, the gradient that of H too). A step is taken only if it lowers the loss.
+In the first pass, a group is refined as if all later columns could still make up for it: its metric
+is its part of (I + U) D (I + U)^T. *Sweeps* refine group after group with all other columns as they
+are: the metric is a part of H. A step that does not lower the loss is not taken.
+
+Measured on 256 rows of 512 correlated columns, in units of the loss with importance alone: rounding
+only 0.225 (with groups in order of their inputs' moments 0.220), with the group refined once 0.209,
+twice 0.206; after one sweep 0.174, two 0.168, eight 0.166. What made no difference of more than
+0.001: rounding groups anew with feedback in the sweeps, sweeps from the last group to the first,
+another order of columns within groups, damping of 0.0001, effort 9 of `optimal` instead of 2.
 
 Arrays of rows have shape ``[blocks, columns, LANES]``: a block is `LANES` rows, one a lane. Rows do
-not depend on each other, so blocks are what threads share. Numbers are float32: the loss of each
-row is tracked as the sum of what the steps change, with errors of some 1e-6 of it.
+not depend on each other, so threads share the blocks. Numbers are float32; the loss of each row is
+tracked as the sum of what the steps change, with a relative error of about 1e-6.
 """
 
 from __future__ import annotations
@@ -71,6 +76,8 @@ _ONE: Final = np.float32(1)
 _HALF: Final = np.float32(0.5)
 _NEVER: Final = np.float32(1e30)
 _TURNS: Final = 2
+"""How often a group is refitted and its codes are moved."""
+
 _COLLINEAR: Final = 1e-5
 """Share of the determinant below which x and b of a group's codes are one direction."""
 
@@ -87,6 +94,7 @@ class Levels(NamedTuple):
     signs: Floats
     """Their signs, float32[LANES] of 1 and -1."""
     cs: Floats
+    """The curves' c, float32[LANES]."""
     midpoints: Floats
     """Between the magnitudes of the levels 0 to 7, float32[STEPS, LANES]; infinite at scale 0."""
     outermost: Floats
@@ -180,7 +188,7 @@ def nearest(value: np.float32, levels: Levels, lane: int) -> tuple[np.float32, n
 
 @helper
 def refine(metric: Floats, full: bool, levels: Levels, group: Group) -> None:
-    """Refit scales and curves and move the codes, twice. The gradient is not valid afterwards."""
+    """Refit scales and curves and move the codes, by turns. The gradient is lost."""
     for turn in range(_TURNS):
         refit(metric, full, levels, group)
         move_codes(metric, levels, group, turn + 1 < _TURNS)
@@ -188,7 +196,7 @@ def refine(metric: Floats, full: bool, levels: Levels, group: Group) -> None:
 
 @helper
 def move_codes(metric: Floats, levels: Levels, group: Group, go_on: bool) -> None:
-    """Move each code to the level nearest to the least loss; `go_on`: keep the gradient valid."""
+    """Move each code to the level next to the loss' minimum; `go_on`: keep the gradient valid."""
     step = np.empty(LANES, np.float32)
     for j in range(GROUP_SIZE):
         curvature = metric[j, j]
@@ -247,10 +255,10 @@ def refit(metric: Floats, full: bool, levels: Levels, group: Group) -> None:
 def choose_storable(
     sums: Floats, full: bool, levels: Levels, group: Group, bits: ScaleBits, curves: Integers
 ) -> None:
-    """Write the best of the storable pairs around the least loss, given its bends and slopes.
+    """Write the best of the storable pairs around the loss' minimum, given its bends and slopes.
 
     That is, of the two curves next to the best one the two scales next to the best for that curve.
-    The present pair stays where none is better. Scales keep their sign.
+    Where none is better, the present pair. Scales keep their sign.
     """
     least_curve = float(SMALLEST_CURVE if full else -LARGEST_CURVE)
     for lane in range(LANES):
@@ -594,7 +602,7 @@ def sweep_block(block: int, quadratic: Quadratic, full: bool, rows: Rows) -> Non
 
 @helper
 def sweep_group(g: int, block: int, quadratic: Quadratic, full: bool, rows: Rows) -> None:
-    """Move a group's codes, refit its scale and curve, and move the codes again."""
+    """Refine a group with all others as they are."""
     first, stop = g * GROUP_SIZE, (g + 1) * GROUP_SIZE
     errors, codes = rows.errors[block], rows.codes[block]
     group = new_group(rows.bits[block, g], rows.curves[block, g])

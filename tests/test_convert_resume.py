@@ -148,7 +148,7 @@ def test_another_version_is_not_resumed(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     interrupted(folder, tmp_path / "out")
-    monkeypatch.setattr("q43nl_numba.convert.converting.__version__", "99")
+    monkeypatch.setattr("q43nl_numba.convert.conversion.__version__", "99")
     with pytest.raises(ModelFileError, match=r"cannot resume: version must be .* found '99'"):
         convert_model(folder, tmp_path / "out", "grid", resume=True)
 

@@ -13,7 +13,7 @@ from typing import Any
 
 from ..convert import ConvertReport
 from ..convert.container import packed_entry
-from ..convert.converting import planned
+from ..convert.conversion import planned
 from ..convert.job import FilePlan, Step
 from ..convert.output import check_output_folder
 from ..convert.plan import Decision

@@ -20,7 +20,7 @@ from .judging import Figures
 from .model import CONFIG_NAME, INDEX_NAME, Model, open_model, read_json
 from .output import check_output, check_output_folder, whole_file
 from .packing import Pack
-from .plan import Decision, Wishes, check_not_empty, decide, kept_recipe
+from .plan import Decision, ImportanceFiles, Wishes, check_not_empty, decide, kept_recipe
 from .record import Original, is_converted, metadata_with_record
 from .results import (
     ConvertPlan,
@@ -251,7 +251,7 @@ def planned(
     target = os.fspath(target)
     is_folder = _is_folder_target(model, target, single_file, limit)
     decisions = decide(model, wishes)
-    files = _ImportanceFiles(decisions)
+    files = ImportanceFiles(decisions)
     if not is_folder:
         for path in (*(file.file.path for file in model.files), *files.opened):
             check_output(path, target, no_clobber=no_clobber)
@@ -334,7 +334,7 @@ def _file_plan(
     decisions: Sequence[Decision],
     metadata: Mapping[str, str],
     made_by: Mapping[str, Any],
-    importance: _ImportanceFiles,
+    importance: ImportanceFiles,
     *,
     is_marked: bool,
 ) -> FilePlan:
@@ -367,41 +367,6 @@ def _made_by(wishes: Wishes) -> dict[str, Any]:
     if wishes.rules:
         made_by["rules"] = [rule.description() for rule in wishes.rules]
     return made_by
-
-
-class _ImportanceFiles:
-    """The importance files of a run, each opened once."""
-
-    def __init__(self, decisions: Sequence[Decision]) -> None:
-        self.opened: dict[str, ImportanceFile] = {}
-        wanted: dict[str, dict[str, tuple[int, ...]]] = {}
-        for decision in decisions:
-            path = decision.treatment.importance if decision.treatment else None
-            if path is not None:
-                wanted.setdefault(path, {})[decision.tensor.name] = decision.tensor.shape
-        for path, shapes in wanted.items():
-            self.opened[path] = ImportanceFile(path, shapes)
-        self._wanted = wanted
-
-    def of(self, decision: Decision) -> Any:
-        """Return the importance of a tensor that is packed, or None."""
-        path = decision.treatment.importance if decision.treatment else None
-        return None if path is None else self.opened[path].of(decision.tensor)
-
-    def unused(self) -> tuple[str, ...]:
-        """Return the tensors that importance is given for and that are not packed."""
-        found = {
-            name: None
-            for path, file in self.opened.items()
-            for name in file.unused(self._wanted[path])
-        }
-        return tuple(found)
-
-    def missing(self) -> tuple[str, ...]:
-        """Return the packed tensors for which their importance file has no entry."""
-        return tuple(
-            name for path, file in self.opened.items() for name in file.missing(self._wanted[path])
-        )
 
 
 def _packed_tensor(decision: Decision, figures: Figures, file: str) -> PackedTensor:

@@ -10,6 +10,7 @@ from .. import GROUP_SIZE
 from .container import Entry, packed_entry, plain_entry
 from .dtypes import FLOAT8, FLOATING
 from .errors import ModelFileError
+from .importance import Importance, ImportanceFile
 from .job import Cast, Copy, Recipe
 from .model import Model
 from .quantized import find_scales
@@ -202,3 +203,38 @@ def _kept_entry(tensor: Tensor, cast_to: str | None) -> Entry:
     if isinstance(tensor, StoredTensor) and (cast_to is None or tensor.dtype not in FLOATING):
         return tensor.entry
     return plain_entry(tensor.name, cast_to or tensor.dtype, tensor.shape)
+
+
+class ImportanceFiles:
+    """The importance files of a run, each opened once."""
+
+    def __init__(self, decisions: Sequence[Decision]) -> None:
+        self.opened: dict[str, ImportanceFile] = {}
+        wanted: dict[str, dict[str, tuple[int, ...]]] = {}
+        for decision in decisions:
+            path = decision.treatment.importance if decision.treatment else None
+            if path is not None:
+                wanted.setdefault(path, {})[decision.tensor.name] = decision.tensor.shape
+        for path, shapes in wanted.items():
+            self.opened[path] = ImportanceFile(path, shapes)
+        self._wanted = wanted
+
+    def of(self, decision: Decision) -> Importance | None:
+        """Return the importance of a tensor that is packed, or None."""
+        path = decision.treatment.importance if decision.treatment else None
+        return None if path is None else self.opened[path].of(decision.tensor)
+
+    def unused(self) -> tuple[str, ...]:
+        """Return the tensors that importance is given for and that are not packed."""
+        found = {
+            name: None
+            for path, file in self.opened.items()
+            for name in file.unused(self._wanted[path])
+        }
+        return tuple(found)
+
+    def missing(self) -> tuple[str, ...]:
+        """Return the packed tensors for which their importance file has no entry."""
+        return tuple(
+            name for path, file in self.opened.items() for name in file.missing(self._wanted[path])
+        )

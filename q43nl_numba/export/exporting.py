@@ -12,12 +12,11 @@ from typing import Any
 from .. import __version__
 from ..convert.container import QTYPE
 from ..convert.errors import ModelFileError
-from ..convert.importance import Importance, ImportanceFile
 from ..convert.job import FilePlan, WrittenFile
 from ..convert.judging import Figures
 from ..convert.model import CONFIG_NAME, Model, open_model
 from ..convert.output import check_output
-from ..convert.plan import Decision, Wishes, decide
+from ..convert.plan import Decision, ImportanceFiles, Wishes, decide
 from ..convert.results import ConvertReport, KeptTensor, PackedTensor, PlannedFile
 from ..convert.rules import Rule, Treatment, check_treatment, patterns, read_rules
 from ..convert.run import OnProgress
@@ -162,7 +161,7 @@ class Export:
     resolved: tuple[tuple[EngineTensor, Decision], ...]
     tokenizer: Tokenizer
     plan: FilePlan
-    importance: _ImportanceFiles
+    importance: ImportanceFiles
     notes: tuple[str, ...]
 
     def inputs(self) -> tuple[SourceFile, ...]:
@@ -297,8 +296,8 @@ def plan_export(
     tokenizer = read_tokenizer(model.path, dims.vocab_size)
     chat = read_chat(model.path, config, dims.vocab_size)
     metadata = build_metadata(config, architecture, dims, chat, chosen.word)
-    importance = _ImportanceFiles([decision for _, decision in resolved])
-    notes += [*tokenizer.notes, *chat.notes, *importance.notes()]
+    importance = ImportanceFiles([decision for _, decision in resolved])
+    notes += [*tokenizer.notes, *chat.notes, *_importance_notes(importance)]
     steps = plan_steps(resolved, tokenizer, chosen, importance.of)
     plan = FilePlan("", steps, tuple(metadata.items()))
     return Export(
@@ -346,35 +345,10 @@ def _open_folder(path: str) -> tuple[Model, JsonFile]:
     return model, read_json(config)
 
 
-class _ImportanceFiles:
-    """The importance files of a run, each opened once."""
-
-    def __init__(self, decisions: Sequence[Decision]) -> None:
-        self.opened: dict[str, ImportanceFile] = {}
-        self._packed: dict[str, set[str]] = {}
-        shapes = {d.tensor.name: d.tensor.shape for d in decisions if d.treatment}
-        for decision in decisions:
-            path = decision.treatment.importance if decision.treatment else None
-            if path is not None:
-                if path not in self.opened:
-                    self.opened[path] = ImportanceFile(path, shapes)
-                self._packed.setdefault(path, set()).add(decision.tensor.name)
-
-    def of(self, decision: Decision) -> Importance | None:
-        """Return the importance of a tensor that is quantized, or None."""
-        path = decision.treatment.importance if decision.treatment else None
-        return None if path is None else self.opened[path].of(decision.tensor)
-
-    def unused(self) -> tuple[str, ...]:
-        """Return the entries that nothing uses."""
-        return tuple(
-            name for path, file in self.opened.items() for name in file.unused(self._packed[path])
-        )
-
-    def notes(self) -> list[str]:
-        """Return a note about the entries that nothing uses."""
-        names = self.unused()
-        if not names:
-            return []
-        more = f" and {len(names) - 1} more" if len(names) > 1 else ""
-        return [f"importance is not used for {names[0]!r}{more}: no matrix of the model"]
+def _importance_notes(importance: ImportanceFiles) -> list[str]:
+    """Return a note about the entries that nothing uses."""
+    names = importance.unused()
+    if not names:
+        return []
+    more = f" and {len(names) - 1} more" if len(names) > 1 else ""
+    return [f"importance is not used for {names[0]!r}{more}: no matrix of the model"]

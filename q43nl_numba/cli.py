@@ -28,7 +28,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     ),
     "export": (
         "write a model folder as the one file that the PasLLM engine runs",
-        "q43nl_numba.export.command:declare_export",
+        "q43nl_numba.calibrate.command:declare_export",
     ),
     "restore": (
         "bring a converted model back to floating tensors",

@@ -169,13 +169,13 @@ def test_a_piece_reads_the_heads_it_is_in(monkeypatch: pytest.MonkeyPatch) -> No
     """Memory is bounded by the piece and a head, whatever the size of the tensor."""
     query = open_model(ENGINE / "qwen3").tensors["model.layers.0.self_attn.q_proj.weight"]
     read: list[tuple[int, int]] = []
-    floats = type(query).floats
+    read_values = type(query).values
 
     def noted(self: Any, start: int, stop: int) -> Any:
         read.append((start // 64, stop // 64))
-        return floats(self, start, stop)
+        return read_values(self, start, stop)
 
-    monkeypatch.setattr(type(query), "floats", noted)
+    monkeypatch.setattr(type(query), "values", noted)
     values = EngineValues.of(query, EngineTensor("", (128, 64), "", rotary=Rotary(32, 32)))
     whole = values.values(0, values.size)
     for start, stop, rows in (

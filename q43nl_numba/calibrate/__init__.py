@@ -8,6 +8,8 @@ need the packages of the ``calibrate`` extra.
 The way through this package: ``config`` reads what the model is and ``sources`` its weights,
 ``text`` cuts windows of tokens, ``forward`` runs them through a layer; ``collect``, ``sequential``
 and ``evaluate`` do the three jobs above with it, ``command`` declares them for the command line.
+``packing`` quantizes matrices with statistics; ``converting`` and ``exporting`` write its bytes as
+a folder, and as the engine's file.
 
 Examples
 --------
@@ -55,6 +57,7 @@ from .config import ModelConfig, read_config
 from .converting import convert_calibrated, convert_with_hessians
 from .errors import CalibrationError
 from .evaluate import EvaluationReport, Figure, LayerError, evaluate
+from .exporting import export_calibrated, export_with_hessians
 from .sequential import Matrix, calibrated_layers
 from .statistics import Statistics
 from .text import Text, Windows, built_in_text, cut_windows, read_text
@@ -78,6 +81,8 @@ __all__ = [
     "convert_with_hessians",
     "cut_windows",
     "evaluate",
+    "export_calibrated",
+    "export_with_hessians",
     "read_config",
     "read_text",
 ]

@@ -1,4 +1,4 @@
-"""The commands ``calibrate`` and ``evaluate``, and statistics as ``convert`` is asked for them."""
+"""The commands ``calibrate`` and ``evaluate``, and statistics for ``convert`` and ``export``."""
 
 from __future__ import annotations
 
@@ -11,14 +11,17 @@ from typing import Any
 from .._parser import integer_from
 from .._process import DONE, say
 from .._text import json_text
-from ..convert import ConvertReport, convert_model
+from ..convert import convert_model
 from ..convert.command import declare_convert as _declare_convert
+from ..export import DTYPES, export_model
+from ..export.command import declare_export as _declare_export
 from .collect import DEFAULT_TOKENS as CALIBRATION_TOKENS
 from .collect import calibrate
 from .converting import convert_calibrated, convert_with_hessians
 from .errors import CalibrationError
 from .evaluate import DEFAULT_TOKENS as EVALUATION_TOKENS
 from .evaluate import evaluate
+from .exporting import export_calibrated, export_with_hessians
 from .plot import matplotlib, save_plot
 from .text import DEFAULT_WINDOW
 
@@ -26,6 +29,7 @@ __all__ = [
     "declare_calibrate",
     "declare_convert",
     "declare_evaluate",
+    "declare_export",
 ]
 
 _CALIBRATE_EXAMPLES = """\
@@ -39,6 +43,10 @@ examples:
   q43nl-numba evaluate SmolLM2-135M SmolLM2-135M-q43nl --text held-out.txt
   q43nl-numba evaluate SmolLM2-135M model-q43nl.safetensors --text held-out.txt --json
   q43nl-numba evaluate SmolLM2-135M SmolLM2-135M-q43nl --text held-out.txt --plot loss.svg
+"""
+
+_EXPORT_EXAMPLE = """\
+  q43nl-numba export SmolLM2-135M smollm2.safetensors --method optimal --calibrate book.txt
 """
 
 
@@ -124,12 +132,20 @@ def _run_evaluate(args: argparse.Namespace) -> int:
 def declare_convert(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments of ``convert``, those for statistics of the model's inputs included."""
     _declare_convert(parser)
-    _add_conversion_arguments(parser)
+    _add_statistics_arguments(parser)
     parser.set_defaults(conversion=_chosen_conversion)
 
 
-def _add_conversion_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declare what a conversion can be given beside importance."""
+def declare_export(parser: argparse.ArgumentParser) -> None:
+    """Declare the arguments of ``export``, those for statistics of the model's inputs included."""
+    _declare_export(parser)
+    parser.epilog = f"{parser.epilog}{_EXPORT_EXAMPLE}"
+    _add_statistics_arguments(parser)
+    parser.set_defaults(exporting=_chosen_export)
+
+
+def _add_statistics_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare which statistics ``convert`` and ``export`` can be given beside importance."""
     group = parser.add_argument_group("statistics of the model's inputs")
     source = group.add_mutually_exclusive_group()
     source.add_argument(
@@ -150,21 +166,45 @@ def _add_conversion_arguments(parser: argparse.ArgumentParser) -> None:
     _add_size_arguments(group, CALIBRATION_TOKENS)
 
 
-def _chosen_conversion(args: argparse.Namespace) -> Callable[..., ConvertReport]:
+def _chosen_conversion(args: argparse.Namespace) -> Callable[..., Any]:
     """Return what converts as the arguments ask, called like `convert_model`."""
-    if args.no_feedback and args.calibrate is None:
+    if _statistics_option(args) is None:
+        return convert_model
+    return _with_statistics(args, convert_calibrated, convert_with_hessians)
+
+
+def _chosen_export(args: argparse.Namespace) -> Callable[..., Any]:
+    """Return what exports as the arguments ask, called like `export_model`."""
+    option = _statistics_option(args)
+    if option is None:
+        return export_model
+    if args.dtype != DTYPES[0]:
+        args.usage_error(f"{option} must be given with --dtype {DTYPES[0]}, found {args.dtype}")
+    return _with_statistics(args, export_calibrated, export_with_hessians)
+
+
+def _statistics_option(args: argparse.Namespace) -> str | None:
+    """Return the option that asks for statistics, None without one; check what goes with it."""
+    if args.calibrate is None and args.no_feedback:
         args.usage_error("--no-feedback must be given with --calibrate")
     if args.calibrate is None and args.hessians is None:
-        return convert_model
+        return None
+    option = "--hessians" if args.calibrate is None else "--calibrate"
     if args.importance is not None:
-        given = "--hessians" if args.calibrate is None else "--calibrate"
-        args.usage_error(f"{given} must be given without --importance")
+        args.usage_error(f"{option} must be given without --importance")
+    return option
+
+
+def _with_statistics(
+    args: argparse.Namespace, calibrated: Callable[..., Any], with_hessians: Callable[..., Any]
+) -> Callable[..., Any]:
+    """Return one of two functions with the statistics that the arguments ask for."""
     if args.calibrate is None:
-        return partial(_without_importance, convert_with_hessians, hessians=args.hessians)
+        return partial(_without_importance, with_hessians, hessians=args.hessians)
     _say_if_built_in(args.calibrate)
     return partial(
         _without_importance,
-        convert_calibrated,
+        calibrated,
         text=args.calibrate or None,
         tokens=args.tokens,
         window=args.window,
@@ -173,19 +213,19 @@ def _chosen_conversion(args: argparse.Namespace) -> Callable[..., ConvertReport]
 
 
 def _without_importance(
-    convert: Callable[..., ConvertReport],
+    function: Callable[..., Any],
     *positional: Any,
     importance: None = None,
     allow_empty: bool = False,
     resume: bool = False,
     scheduler: str | None = None,
     **options: Any,
-) -> ConvertReport:
-    """Call a conversion that does not know some of `convert_model`'s arguments."""
+) -> Any:
+    """Call a function that lacks some arguments of `convert_model` or `export_model`."""
     for name, given in (("resume", resume), ("scheduler", scheduler), ("allow-empty", allow_empty)):
         if given:
             raise CalibrationError(f"--{name} must not be given with --calibrate or --hessians")
-    return convert(*positional, **options)
+    return function(*positional, **options)
 
 
 def _add_text_arguments(parser: argparse.ArgumentParser, tokens: int) -> None:

@@ -8,25 +8,20 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import replace
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
-
-from .. import GROUP_BYTES, GROUP_SIZE
 from ..convert import ConvertReport
 from ..convert.container import packed_entry
 from ..convert.converting import planned
-from ..convert.job import FilePlan, Maker, Piece, Recipe, Step
-from ..convert.judging import Judge
+from ..convert.job import FilePlan, Step
 from ..convert.output import check_output_folder
 from ..convert.plan import Decision
 from ..convert.rules import Rule
 from ..convert.run import OnProgress
-from ..convert.tensors import StoredTensor, Tensor, piece_bounds
+from ..convert.tensors import StoredTensor
 from .collect import DEFAULT_TOKENS
-from .forward import Floats
+from .copying import CopyPacked
 from .packing import CalibrationText, HessianFile, Provider
 from .text import DEFAULT_WINDOW
 
@@ -185,53 +180,6 @@ def _with_packed(
             steps.append(step)
             continue
         treatment = decision.treatment
-        recipe = _Packed(decision.tensor, stored, treatment.method, treatment.options)
+        recipe = CopyPacked(decision.tensor, stored, treatment.method, treatment.options)
         steps.append(Step(packed_entry(stored.name, decision.tensor.shape), recipe))
     return replace(plan, steps=tuple(steps))
-
-
-@dataclass(frozen=True)
-class _Packed(Recipe):
-    """Groups that were packed before, judged against the weights as `convert.packing.Pack` does."""
-
-    tensor: Tensor
-    packed: StoredTensor
-    method: str
-    options: tuple[tuple[str, Any], ...] = ()
-
-    @property
-    def source_bytes(self) -> int:
-        """Number of bytes of the tensor."""
-        return self.tensor.nbytes
-
-    def pieces(self) -> Sequence[Piece]:
-        """Return ranges of elements."""
-        return piece_bounds(self.tensor.shape)
-
-    def load(self, piece: Piece) -> tuple[Floats, npt.NDArray[np.uint8]]:
-        """Read weights and their packed groups."""
-        first, last = (element // GROUP_SIZE * GROUP_BYTES for element in piece)
-        return self.tensor.floats(*piece), self.packed.stored_bytes(first, last)
-
-    def maker(self) -> Maker:
-        """Return a maker that judges and copies."""
-        return _Judged(self)
-
-
-class _Judged(Maker):
-    """Copies packed groups and measures what they cost."""
-
-    def __init__(self, recipe: _Packed) -> None:
-        options = dict(recipe.options)
-        common = {key: options[key] for key in ("eps_scale", "num_threads") if key in options}
-        self._judge = Judge(recipe.tensor.size, is_reference=False, **common)
-
-    def make(self, loaded: tuple[Floats, npt.NDArray[np.uint8]]) -> npt.NDArray[np.uint8]:
-        """Return the groups of a piece."""
-        weights, packed = loaded
-        self._judge.add(weights, packed)
-        return packed
-
-    def finding(self) -> dict[str, Any]:
-        """Return the figures."""
-        return asdict(self._judge.figures())

@@ -12,6 +12,7 @@ import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from types import MappingProxyType
 from typing import Any
 
 from .. import dequantize, q43nl
@@ -21,6 +22,7 @@ from ..convert.output import OutputFile, whole_file
 from ..convert.reading import read_tensors
 from ..convert.rules import Treatment
 from ..convert.tensors import StoredTensor
+from ..export.tensors import IDENTITY, Affine
 from .collect import DEFAULT_TOKENS, calibration_windows
 from .config import ModelConfig, expected_shapes, read_config
 from .errors import CalibrationError, check_packages
@@ -67,7 +69,12 @@ class Provider(ABC):
 
     @contextlib.contextmanager
     def packed(
-        self, target: Path, treatments: Mapping[str, Treatment], *, progress: bool = False
+        self,
+        target: Path,
+        treatments: Mapping[str, Treatment],
+        *,
+        affines: Mapping[str, Affine] = MappingProxyType({}),
+        progress: bool = False,
     ) -> Iterator[Mapping[str, StoredTensor]]:
         """Return the packed bytes of matrices, which can be read until the block ends.
 
@@ -77,6 +84,9 @@ class Provider(ABC):
             The file with the bytes is put beside it, and removed at the end.
         treatments : mapping of str to Treatment
             How each matrix is packed. Names that have no statistics are left out of the result.
+        affines : mapping of str to Affine
+            What the packed bytes are to hold of some matrices instead of the weights themselves.
+            The model goes on with the weights that the decoded values stand for.
         progress : bool
             Show a progress bar on stderr, if that is a terminal.
         """
@@ -87,7 +97,9 @@ class Provider(ABC):
         try:
             with whole_file(path) as output:
                 output.write(header_bytes(path, entries, {}))
-                pack = _Pack(self.folder, output, {name: treatments[name] for name in chosen})
+                pack = _Pack(
+                    self.folder, output, {name: treatments[name] for name in chosen}, affines
+                )
                 self._fill(pack, progress)
                 pack.check_complete(entries)
             yield read_tensors(path)
@@ -220,11 +232,16 @@ class _Pack:
     """Quantizes matrices, appends their bytes to a file, and returns what they decode to."""
 
     def __init__(
-        self, folder: str, output: OutputFile, treatments: Mapping[str, Treatment]
+        self,
+        folder: str,
+        output: OutputFile,
+        treatments: Mapping[str, Treatment],
+        affines: Mapping[str, Affine],
     ) -> None:
         self._folder = folder
         self._output = output
         self._treatments = treatments
+        self._affines = affines
         self._written = dict.fromkeys(treatments, 0)
 
     def __call__(self, matrix: Matrix) -> Floats | None:
@@ -237,13 +254,14 @@ class _Pack:
             options["importance"] = matrix.importance
         else:
             options["hessian"] = matrix.hessian
+        affine = self._affines.get(matrix.name, IDENTITY)
         try:
-            packed = q43nl(matrix.weights, treatment.method, **options)
+            packed = q43nl(affine.to_engine(matrix.weights), treatment.method, **options)
         except ValueError as error:
             raise tensor_error(self._folder, matrix.name, str(error)) from error
         self._output.write(packed.data)
         self._written[matrix.name] += packed.nbytes
-        return dequantize(packed, matrix.weights.shape)
+        return affine.from_engine(dequantize(packed, matrix.weights.shape))
 
     def check_complete(self, entries: Iterable[Entry]) -> None:
         """Check that all bytes that the header announces were made."""

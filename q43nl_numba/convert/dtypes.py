@@ -24,7 +24,7 @@ _BITS: Final = {
     "F6_E2M3": 6, "F6_E3M2": 6, "F4": 4,
 }  # fmt: skip
 
-_NUMPY: Final = {"F64": "<f8", "F32": "<f4", "F16": "<f2"}
+_NUMPY: Final = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "U8": "u1"}
 _ML_DTYPES: Final = {
     "BF16": "bfloat16",
     "F8_E4M3": "float8_e4m3fn",
@@ -44,7 +44,7 @@ def alignment(dtype: str) -> int:
 
 
 def numpy_dtype(dtype: str) -> np.dtype[Any]:
-    """Return the NumPy dtype of a floating safetensors dtype."""
+    """Return the NumPy dtype of a floating safetensors dtype, or of bytes."""
     if dtype in _NUMPY:
         return np.dtype(_NUMPY[dtype])
     found: np.dtype[Any] = np.dtype(getattr(optional_package("ml_dtypes"), _ML_DTYPES[dtype]))

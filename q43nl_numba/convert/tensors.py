@@ -152,7 +152,7 @@ class StoredTensor(Tensor):
         return self.file.read(self.offset + begin, end - begin)
 
     def values(self, start: int, stop: int) -> Array:
-        """Return elements of a floating tensor."""
+        """Return elements of a floating tensor, or bytes of one of bytes."""
         dtype = numpy_dtype(self.dtype)
         data = self.stored_bytes(start * dtype.itemsize, stop * dtype.itemsize)
         return data.view(dtype)

@@ -95,7 +95,9 @@ def declare_export(parser: argparse.ArgumentParser) -> None:
     )
     convert_command.add_output_format(parser, long_tables=True)
     convert_command.add_method(parser.add_argument_group("method"))
-    parser.set_defaults(run=run_export, usage_error=parser.error)
+    parser.set_defaults(
+        run=run_export, exporting=lambda args: export_model, usage_error=parser.error
+    )
 
 
 def run_export(args: argparse.Namespace) -> int:
@@ -110,12 +112,13 @@ def run_export(args: argparse.Namespace) -> int:
         convert_command.check_report(path, args)
         if report_format(path) == "html" and args.dtype != DTYPES[0]:
             args.usage_error(f"argument --report: {path} is of what --dtype {DTYPES[0]} costs")
+    export = args.exporting(args)
     with (
         _warnings_are_said(),
         _unfinished_named(args.destination),
         shown_progress() as progress,
     ):
-        report = export_model(
+        report = export(
             args.source,
             args.destination,
             dtype=args.dtype,

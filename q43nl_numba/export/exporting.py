@@ -5,18 +5,18 @@ from __future__ import annotations
 import os
 import time
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from .. import __version__
+from ..convert.container import QTYPE
 from ..convert.errors import ModelFileError
 from ..convert.importance import Importance, ImportanceFile
 from ..convert.job import FilePlan, WrittenFile
 from ..convert.judging import Figures
 from ..convert.model import CONFIG_NAME, Model, open_model
 from ..convert.output import check_output
-from ..convert.packing import Pack
 from ..convert.plan import Decision, Wishes, decide
 from ..convert.results import ConvertReport, KeptTensor, PackedTensor, PlannedFile
 from ..convert.rules import Rule, Treatment, check_treatment, patterns, read_rules
@@ -133,23 +133,13 @@ def export_model(
     ('llama', 'Q43NL', 49152)
     """
     started = time.perf_counter()
-    chosen = find_format(dtype)
-    treatment = Treatment(
-        method, tuple(options.items()), None if importance is None else os.fspath(importance)
-    )
-    check_arguments(chosen, treatment)
-    wishes = Wishes(
-        treatment,
-        patterns("include", include),
-        patterns("exclude", exclude),
-        read_rules(os.fspath(rules)) if isinstance(rules, str | os.PathLike) else tuple(rules),
-    )
     path = os.fspath(path)
-    export = plan_export(os.fspath(folder), chosen, wishes, allow_rope_scaling=allow_rope_scaling)
-    for source in (*(file.path for file in export.inputs()), *export.companions()):
-        check_output(source, path, no_clobber=no_clobber)
-    for note in export.notes:
-        warnings.warn(note, ExportWarning, stacklevel=2)
+    export = planned_export(
+        folder, path, dtype, method, options, importance=importance, include=include,
+        exclude=exclude, rules=rules, allow_rope_scaling=allow_rope_scaling,
+        no_clobber=no_clobber,
+    )  # fmt: skip
+    export.warn(stacklevel=3)
     written = write_resumable_file(
         export.plan,
         path,
@@ -184,6 +174,11 @@ class Export:
         """Return the paths of the folder's other files, which must not be replaced either."""
         return tuple(os.path.join(self.model.path, name) for name in self.model.other_files)
 
+    def warn(self, stacklevel: int) -> None:
+        """Warn of each note; `stacklevel` is counted from here, as that of `warnings.warn`."""
+        for note in self.notes:
+            warnings.warn(note, ExportWarning, stacklevel=stacklevel)
+
     def description(self) -> dict[str, Any]:
         """Return what decides about the bytes."""
         return {
@@ -207,11 +202,11 @@ class Export:
         packed: list[PackedTensor] = []
         kept: list[KeptTensor] = []
         for (tensor, decision), step in zip(self.resolved, self.plan.steps, strict=False):
-            name, nbytes, recipe = step.target.name, step.target.nbytes, step.recipe
-            if isinstance(recipe, Pack):
-                figures = Figures.from_document(findings[name])
+            name, nbytes, treatment = step.target.name, step.target.nbytes, decision.treatment
+            if step.target.qtype == QTYPE and treatment is not None:
+                figures, method = Figures.from_document(findings[name]), treatment.method
                 packed.append(
-                    PackedTensor(name, tensor.shape, nbytes, figures, recipe.method, written.name)
+                    PackedTensor(name, tensor.shape, nbytes, figures, method, written.name)
                 )
             else:
                 reason = f"dtype {self.chosen.word}" if tensor.is_matrix else "norm or bias"
@@ -238,6 +233,49 @@ class Export:
             conversion=conversion,
             notes=self.notes,
         )
+
+
+def planned_export(
+    folder: Path,
+    path: Path,
+    dtype: str,
+    method: str,
+    options: Mapping[str, Any],
+    *,
+    importance: Path | None = None,
+    include: str | Sequence[str] = (),
+    exclude: str | Sequence[str] = (),
+    rules: Path | Sequence[Rule] = (),
+    allow_rope_scaling: bool = False,
+    no_clobber: bool = False,
+    other_inputs: Sequence[Path] = (),
+) -> Export:
+    """Plan an export, with the arguments of `export_model`, and check that it can be written.
+
+    `other_inputs` are files that the caller reads, which must not be replaced.
+
+    Raises
+    ------
+    OSError, ModelFileError, ValueError, TypeError
+        As `export_model`.
+    """
+    chosen = find_format(dtype)
+    treatment = Treatment(
+        method, tuple(options.items()), None if importance is None else os.fspath(importance)
+    )
+    check_arguments(chosen, treatment)
+    wishes = Wishes(
+        treatment,
+        patterns("include", include),
+        patterns("exclude", exclude),
+        read_rules(os.fspath(rules)) if isinstance(rules, str | os.PathLike) else tuple(rules),
+    )
+    export = plan_export(os.fspath(folder), chosen, wishes, allow_rope_scaling=allow_rope_scaling)
+    inputs = [*(file.path for file in export.inputs()), *export.companions()]
+    inputs += [os.fspath(other) for other in other_inputs]
+    for source in inputs:
+        check_output(source, os.fspath(path), no_clobber=no_clobber)
+    return export
 
 
 def plan_export(

@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 Floats = npt.NDArray[np.float32]
+Array = npt.NDArray[Any]
 
 
 @dataclass(frozen=True)
@@ -36,15 +38,15 @@ class Rotary:
         rotated = np.arange(self.rotary_dim).reshape(2, -1).T.reshape(-1)
         return np.concatenate([rotated, np.arange(self.rotary_dim, self.head_dim)])
 
-    def to_engine(self, rows: Floats) -> Floats:
+    def to_engine(self, rows: Array) -> Array:
         """Permute the rows of whole heads into the engine's order."""
         return self._reordered(rows, self.order())
 
-    def from_engine(self, rows: Floats) -> Floats:
+    def from_engine(self, rows: Array) -> Array:
         """Undo `to_engine`."""
         return self._reordered(rows, np.argsort(self.order()))
 
-    def _reordered(self, rows: Floats, order: npt.NDArray[np.intp]) -> Floats:
+    def _reordered(self, rows: Array, order: npt.NDArray[np.intp]) -> Array:
         heads = rows.reshape(-1, self.head_dim, *rows.shape[1:])
         return heads[:, order].reshape(rows.shape)
 

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from .. import GROUP_BYTES, GROUP_SIZE, dequantize
+from ..convert.container import packed_shape
+from ..convert.dtypes import to_float32
 from ..convert.job import Cast, Made, Piece
 from ..convert.tensors import SourceFile, StoredTensor, Tensor
-from .tensors import EngineTensor, Floats
+from .tensors import Array, EngineTensor, Floats
 
 
 @dataclass(frozen=True)
-class EngineValues(Tensor):
-    """What the engine computes with, out of a tensor of the folder.
+class EngineRows(Tensor):
+    """Rows of a tensor of the folder, cut and ordered as the engine wants them; any dtype.
 
     Its name is that of the folder's tensor, so that errors speak of that one.
     """
@@ -23,9 +25,20 @@ class EngineValues(Tensor):
     tensor: EngineTensor
 
     @classmethod
-    def of(cls, source: Tensor, tensor: EngineTensor) -> EngineValues:
-        """Return the values of one of the engine's tensors."""
-        return cls(source.name, "F32", tensor.shape, source, tensor)
+    def packed(cls, groups: Tensor, tensor: EngineTensor) -> EngineRows:
+        """Return the packed bytes of one of the engine's matrices, out of those of its source.
+
+        A group lies within a row, so packed rows can be cut and ordered like rows of weights.
+
+        Parameters
+        ----------
+        groups : Tensor
+            The packed source, bytes ``[rows, columns / 32 * 19]``.
+        tensor : EngineTensor
+            The engine's matrix.
+        """
+        shape = packed_shape(tensor.shape)
+        return cls(groups.name, groups.dtype, shape, groups, replace(tensor, shape=shape))
 
     @property
     def files(self) -> tuple[SourceFile, ...]:
@@ -37,17 +50,30 @@ class EngineValues(Tensor):
         """Number of bytes of its rows in the folder."""
         return self.source.nbytes * self.size // max(self.source.size, 1)
 
-    def values(self, start: int, stop: int) -> Floats:
-        """Return float32 values; whole heads are read, as RoPE orders the rows in each."""
+    def values(self, start: int, stop: int) -> Array:
+        """Return elements; whole heads are read, as RoPE orders the rows in each."""
         columns = self.size // self.shape[0]
         first, last = _row_range(start, stop, columns, self.tensor.rows_together)
         offset = self.tensor.first_row * columns
-        flat = self.source.floats(offset + first * columns, offset + last * columns)
+        flat = self.source.values(offset + first * columns, offset + last * columns)
         rows = flat.reshape(last - first, columns)
         if self.tensor.rotary is not None:
             rows = self.tensor.rotary.to_engine(rows)
-        values = self.tensor.affine.to_engine(rows).reshape(-1)
-        return values[start - first * columns : stop - first * columns]
+        return rows.reshape(-1)[start - first * columns : stop - first * columns]
+
+
+@dataclass(frozen=True)
+class EngineValues(EngineRows):
+    """What the engine computes with, out of a tensor of the folder."""
+
+    @classmethod
+    def of(cls, source: Tensor, tensor: EngineTensor) -> EngineValues:
+        """Return the values of one of the engine's tensors."""
+        return cls(source.name, "F32", tensor.shape, source, tensor)
+
+    def values(self, start: int, stop: int) -> Floats:
+        """Return float32 values."""
+        return self.tensor.affine.to_engine(to_float32(super().values(start, stop)))
 
 
 @dataclass(frozen=True)

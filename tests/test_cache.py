@@ -98,12 +98,12 @@ def filled(tmp_path_factory):
     "damage",
     [
         lambda content: b"",
-        lambda content: content[:10],
-        lambda content: content[:40],
+        pytest.param(lambda content: content[:10], marks=pytest.mark.slow),
+        pytest.param(lambda content: content[:40], marks=pytest.mark.slow),
         lambda content: content[:-1],
-        lambda content: b"garbage" * 1000,
+        pytest.param(lambda content: b"garbage" * 1000, marks=pytest.mark.slow),
         lambda content: content[:5000] + b"\0\0\0\0" + content[5004:],
-        lambda content: content[:32] + content[33:],
+        pytest.param(lambda content: content[:32] + content[33:], marks=pytest.mark.slow),
     ],
     ids=["empty", "checksum cut", "payload cut", "end cut", "garbage", "code changed", "byte lost"],
 )
@@ -164,21 +164,13 @@ def test_an_unfinished_write_leaves_nothing(tmp_path, monkeypatch):
 # --- stale kernels ---------------------------------------------------------------------------
 
 
-def digest_of(package):
-    """The digest that names the cache's folder, as a copy of the package computes it."""
-    script = "from q43nl_numba import _cache; print(_cache._build_digest())"
-    done = subprocess.run(
-        [sys.executable, "-c", script],
-        env={**os.environ, "PYTHONPATH": str(package.parent)},
-        cwd=package.parent,
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    return done.stdout.strip()
+def digest_of(package, monkeypatch):
+    """The digest that names the cache's folder, of a copy of the package."""
+    monkeypatch.setattr(_cache, "__file__", str(package / "_cache.py"))
+    return _cache._build_digest.__wrapped__()
 
 
-def test_every_module_that_kernels_are_made_from_counts(tmp_path):
+def test_every_module_that_kernels_are_made_from_counts(tmp_path, monkeypatch):
     """An edit of any of them gives kernels another name."""
     package = copy_of_the_package(tmp_path)
     modules = [
@@ -186,10 +178,10 @@ def test_every_module_that_kernels_are_made_from_counts(tmp_path):
         *(package / "kernels").rglob("*.py"),
         *(package / "methods").rglob("*.py"),
     ]
-    seen = {digest_of(package)}
+    seen = {digest_of(package, monkeypatch)}
     for path in modules:
         path.write_text(path.read_text() + "\n")
-        seen.add(digest_of(package))
+        seen.add(digest_of(package, monkeypatch))
     assert len(seen) == 1 + len(modules)
 
 

@@ -422,7 +422,7 @@ def test_forms_of_the_tensor(rng):
 
 
 @pytest.mark.skipif(platform.machine() not in ("x86_64", "AMD64"), reason="names x86 processors")
-@pytest.mark.parametrize("processor", ["generic", "haswell"])
+@pytest.mark.parametrize("processor", ["generic", pytest.param("haswell", marks=pytest.mark.slow)])
 def test_bytes_do_not_depend_on_the_processor(tmp_path, processor):
     """Also where LAPACK's would: the factor is computed in a fixed order."""
     script = """

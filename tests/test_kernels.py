@@ -79,7 +79,7 @@ def test_no_access_is_out_of_bounds(tmp_path, digest):
 
 
 @pytest.mark.skipif(platform.machine() not in ("x86_64", "AMD64"), reason="names x86 processors")
-@pytest.mark.parametrize("processor", ["generic", "haswell"])
+@pytest.mark.parametrize("processor", ["generic", pytest.param("haswell", marks=pytest.mark.slow)])
 def test_bytes_do_not_depend_on_the_processor(tmp_path, digest, processor):
     """Vectors of 4 lanes and no fused multiply-add, vectors of 8, and whatever this machine has."""
     script = """

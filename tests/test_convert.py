@@ -37,8 +37,8 @@ from safetensors.numpy import load_file  # noqa: E402
 from q43nl_numba.convert import (  # noqa: E402
     CurveDistribution,
     ModelFileError,
+    conversion,
     convert,
-    converting,
     inspect,
     packing,
     restore,
@@ -730,8 +730,8 @@ def test_a_file_that_changes_while_it_is_read(
             model.write_bytes(content)
         return decisions
 
-    decide = converting.decide
-    monkeypatch.setattr(converting, "decide", change_then_decide)
+    decide = conversion.decide
+    monkeypatch.setattr(conversion, "decide", change_then_decide)
     refused(convert, model, "the file changed while it was read")
 
 

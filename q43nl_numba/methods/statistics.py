@@ -6,6 +6,8 @@ if the magnitudes were spread as the levels are.
 
 from __future__ import annotations
 
+import math
+import threading
 from typing import Final
 
 import numpy as np
@@ -20,6 +22,9 @@ STATISTICS: Final = 1 + len(_QUARTILES)
 
 FEW: Final = 64
 """Up to so many groups, SciPy's calls would take more time than its statistics."""
+
+
+_buffers: Final = threading.local()
 
 
 def group_statistics(groups: Floats) -> Floats:
@@ -42,13 +47,27 @@ def _from_scipy(groups: Floats) -> Floats:
     from scipy import stats  # takes longer to import than all the rest
 
     # Side by side, the groups' moments are sums of whole rows: a third of the time.
-    squares = np.square(groups.T, order="C")
+    squares = np.square(groups.T, out=_buffer("squares", groups.T.shape))
     second = squares.mean(axis=0)
     fourth = stats.moment(squares, 2, axis=0, center=0.0)
+    magnitudes = np.abs(groups, out=_buffer("magnitudes", groups.shape))
     quartiles = stats.scoreatpercentile(
-        np.abs(groups), _QUARTILES, axis=1, interpolation_method="lower"
+        magnitudes, _QUARTILES, axis=1, interpolation_method="lower"
     )
     return np.stack([fourth / (second * second), *quartiles]).astype(np.float32, copy=False)
+
+
+def _buffer(name: str, shape: tuple[int, ...]) -> Floats:
+    """Return memory that the calling thread uses again.
+
+    The system's new pages for it would take as long as the sums.
+    """
+    size = math.prod(shape)
+    kept: Floats | None = getattr(_buffers, name, None)
+    if kept is None or kept.size < size:
+        kept = np.empty(size, np.float32)
+        setattr(_buffers, name, kept)
+    return kept[:size].reshape(shape)
 
 
 def _from_kernel(groups: Floats) -> Floats:

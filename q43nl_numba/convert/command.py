@@ -196,7 +196,7 @@ def _run_convert(args: argparse.Namespace) -> int:
         return DONE
     for path in args.report:
         check_report(path, args)
-    with _unfinished_named(args.destination), shown_progress() as progress:
+    with unfinished_named(args.destination), shown_progress() as progress:
         report = convert(
             args.source,
             args.destination,
@@ -251,14 +251,14 @@ def _write_report(path: str, report: ConvertReport, args: argparse.Namespace) ->
 
 
 @contextlib.contextmanager
-def _unfinished_named(target: str) -> Iterator[None]:
+def unfinished_named(target: str, parts: str = "files") -> Iterator[None]:
     """Say how a run that did not get to its end can be resumed."""
     try:
         yield
     except BaseException:
         left = unfinished(target)
         if left is not None:
-            say(f"{left.done} of {left.files} files are done; --resume continues")
+            say(f"{left.done} of {left.files} {parts} are done; --resume continues")
         raise
 
 
@@ -278,7 +278,7 @@ def declare_restore(parser: argparse.ArgumentParser) -> None:
 
 def _run_restore(args: argparse.Namespace) -> int:
     """Restore and print the report."""
-    with _unfinished_named(args.destination), shown_progress() as progress:
+    with unfinished_named(args.destination), shown_progress() as progress:
         report = restore(
             args.source,
             args.destination,

@@ -19,7 +19,6 @@ from ..convert.progress import shown_progress
 from ..convert.reading import read_header
 from ..convert.report import report_format
 from ..convert.rules import Treatment
-from ..convert.run import unfinished
 from .architectures import CLASS_NAMES
 from .engine_file import is_engine_file
 from .exporting import DTYPES, check_arguments, export_model, find_format
@@ -115,7 +114,7 @@ def run_export(args: argparse.Namespace) -> int:
     export = args.exporting(args)
     with (
         _warnings_are_said(),
-        _unfinished_named(args.destination),
+        convert_command.unfinished_named(args.destination, "sections"),
         shown_progress() as progress,
     ):
         report = export(
@@ -147,18 +146,6 @@ def _write_report(path: str, report: ExportReport, source: str) -> None:
         text = html_page(report.conversion, source, report.path)
     with whole_file(path) as file:
         file.write(text.encode("utf-8"))
-
-
-@contextlib.contextmanager
-def _unfinished_named(target: str) -> Iterator[None]:
-    """Say how a run that did not get to its end can be resumed."""
-    try:
-        yield
-    except BaseException:
-        left = unfinished(target)
-        if left is not None:
-            say(f"{left.done} of {left.files} sections are done; --resume continues")
-        raise
 
 
 def declare_restore(parser: argparse.ArgumentParser) -> None:

@@ -243,7 +243,7 @@ def test_a_folder_without_config(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"config\.json"):
         read_config(tmp_path)
     (tmp_path / "config.json").write_text("{")
-    with pytest.raises(CalibrationError, match=r"config\.json: must be JSON"):
+    with pytest.raises(ModelFileError, match=r"config\.json: must be JSON"):
         read_config(tmp_path)
 
 

@@ -500,8 +500,8 @@ def test_folders_that_are_none(tmp_path: Path, model: Any) -> None:
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ("{", "is not JSON"),
-        ("[1]", "must be a JSON object"),
+        ("{", "must be JSON"),
+        ("[1]", "must hold a JSON object"),
         ('{"weight_map": {}}', "must have 21 more tensors"),
         ('{"weight_map": {"a": 3}}', "'weight_map' must map tensors to files"),
         ('{"weight_map": {"a": "../x.safetensors"}}', "must be the name of a file in the folder"),
@@ -547,7 +547,7 @@ def test_the_index_may_name_files_in_any_order(model: Any, tmp_path: Path) -> No
 def test_a_file_that_is_not_json(model: Any) -> None:
     copy = model("smollm2")
     (copy.path / "generation_config.json").write_text("not json")
-    refused(copy, "generation_config.json: must be a JSON file")
+    refused(copy, "generation_config.json: must be JSON")
     (copy.path / "config.json").write_text(json.dumps([1]))
     refused(copy, "config.json: must hold a JSON object")
 

@@ -55,6 +55,7 @@ def _smollm3_windows(raw: Raw, layers: int) -> Windows:
 
 
 def _windows_of(kinds: list[str], window: int | None) -> Windows:
+    """Return a window for the layers of one kind."""
     return tuple(window if kind == "sliding_attention" else None for kind in kinds)
 
 

@@ -4,15 +4,24 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
+from ..convert.companions import companion, read_object
 from .architectures import ARCHITECTURES, Architecture
 from .errors import CalibrationError
 
 CONFIG_FILE = "config.json"
+
+#: Bounds of the work that a configuration can ask for; known models have less than a tenth of it.
+_MOST_LAYERS, _MOST_EXPERTS = 10_000, 10_000
+
+#: Readers of models keep sizes in 64 bits.
+_LARGEST = 2**63 - 1
 
 _Value = TypeVar("_Value")
 
@@ -195,20 +204,17 @@ def read_config(folder: str | os.PathLike[str]) -> ModelConfig:
     ------
     OSError
         If the folder has no readable ``config.json``.
+    ModelFileError
+        If that is not JSON, or a link out of the folder.
     CalibrationError
-        If it is not JSON, lacks a key, or describes an architecture that is not known.
+        If it lacks a key, has a value that cannot be, or describes an architecture that is not
+        known.
     """
-    path = os.path.join(folder, CONFIG_FILE)
+    folder = os.fspath(folder)
     if not os.path.isdir(folder):
-        raise CalibrationError(f"{os.fspath(folder)}: must be a folder with a {CONFIG_FILE}")
-    with open(path, encoding="utf-8") as file:
-        try:
-            raw = json.load(file)
-        except ValueError as error:
-            raise CalibrationError(f"{path}: must be JSON, found {error}") from error
-    if not isinstance(raw, dict):
-        raise CalibrationError(f"{path}: must be a JSON object, found {type(raw).__name__}")
-    return parse_config(raw, path)
+        raise CalibrationError(f"{folder}: must be a folder with a {CONFIG_FILE}")
+    path = companion(folder, CONFIG_FILE) or os.path.join(folder, CONFIG_FILE)
+    return parse_config(read_object(path), path)
 
 
 def parse_config(raw: Mapping[str, Any], path: str = CONFIG_FILE) -> ModelConfig:
@@ -225,7 +231,8 @@ def parse_config(raw: Mapping[str, Any], path: str = CONFIG_FILE) -> ModelConfig
     known = _Keys(raw, path)
     name = known.architecture()
     architecture = ARCHITECTURES[name]
-    layers, hidden = known.count("num_hidden_layers"), known.count("hidden_size")
+    known.check_attention()
+    layers, hidden = known.layers(), known.count("hidden_size")
     heads = known.count("num_attention_heads")
     head_dim = known.count("head_dim", architecture.head_dim or hidden // heads)
     kv_heads = known.count("num_key_value_heads", architecture.kv_heads or heads)
@@ -236,8 +243,14 @@ def parse_config(raw: Mapping[str, Any], path: str = CONFIG_FILE) -> ModelConfig
         )
     windows = known.for_each_layer("layer_types", architecture.sliding_windows(raw, layers))
     rotated = known.for_each_layer("no_rope_layers", architecture.rotated_layers(raw, layers))
-    rope, rotary_share = _rope(raw)
+    rope, rotary_share = _rope(known)
     activation = raw.get("hidden_act") or raw.get("hidden_activation") or architecture.activation
+    rotary_dim = int(head_dim * rotary_share)
+    if rotary_dim < 2 or rotary_dim % 2:
+        raise CalibrationError(
+            f"{path}: head_dim * partial_rotary_factor must be an even number from 2 on, "
+            f"found {rotary_dim}"
+        )
     return ModelConfig(
         architecture=name,
         layers=layers,
@@ -247,11 +260,11 @@ def parse_config(raw: Mapping[str, Any], path: str = CONFIG_FILE) -> ModelConfig
         head_dim=head_dim,
         vocab_size=known.count("vocab_size"),
         max_positions=known.count("max_position_embeddings", 2048),
-        norm_eps=float(raw.get("rms_norm_eps", 1e-6)),
+        norm_eps=known.number("rms_norm_eps", 1e-6),
         activation=str(activation),
         tied=bool(raw.get("tie_word_embeddings", architecture.tied)),
         rope=rope,
-        rotary_dim=int(head_dim * rotary_share),
+        rotary_dim=rotary_dim,
         sliding_windows=windows,
         rotated_layers=rotated,
         **(
@@ -271,9 +284,10 @@ def _experts(known: _Keys, raw: Mapping[str, Any]) -> dict[str, Any]:
             f"decoder_sparse_step {raw.get('decoder_sparse_step')!r}"
         )
     key = "num_local_experts" if "num_local_experts" in raw else "num_experts"
+    experts = known.count(key, most=_MOST_EXPERTS)
     return {
-        "experts": known.count(key),
-        "experts_per_token": known.count("num_experts_per_tok"),
+        "experts": experts,
+        "experts_per_token": known.count("num_experts_per_tok", most=experts),
         "intermediate_size": known.count(
             "moe_intermediate_size" if "moe_intermediate_size" in raw else "intermediate_size"
         ),
@@ -285,47 +299,94 @@ class _Keys:
     """Reads keys of one ``config.json`` and names them in errors."""
 
     def __init__(self, raw: Mapping[str, Any], path: str) -> None:
-        self._raw = raw
+        self.raw = raw
         self.path = path
 
     def architecture(self) -> str:
         """Return the class name of the architecture, which must be known."""
-        found = self._raw.get("architectures")
+        found = self.raw.get("architectures")
         name = found[0] if isinstance(found, list) and found else found
-        if name not in ARCHITECTURES:
+        if not isinstance(name, str) or name not in ARCHITECTURES:
             raise CalibrationError(
                 f"{self.path}: architecture must be one of {', '.join(ARCHITECTURES)}, "
-                f"found {name!r}"
+                f"found {name!r:.80}"
             )
-        return str(name)
+        return name
+
+    def layers(self) -> int:
+        """Return the number of layers."""
+        return self.count("num_hidden_layers", most=_MOST_LAYERS)
+
+    def check_attention(self) -> None:
+        """Check the types of the keys that tell windows and rotation of each layer."""
+        for key in ("sliding_window", "max_window_layers", "no_rope_layer_interval"):
+            value = self.raw.get(key)
+            if value is not None and (type(value) is not int or not 0 <= value <= _LARGEST):
+                raise self.error(key, "null or an integer from 0 on")
+        for key in ("layer_types", "no_rope_layers"):
+            if not isinstance(self.raw.get(key), list | None):
+                raise self.error(key, "null or a list")
+
+    def number(self, key: str, default: float) -> float:
+        """Return a finite number; null counts as missing."""
+        value = self.raw.get(key)
+        if value is None:
+            return default
+        if not is_finite_number(value):
+            raise self.error(key, "a finite number")
+        return float(value)
+
+    def error(self, key: str, expected: str) -> CalibrationError:
+        """Return the error for a key whose value is not what is expected."""
+        return CalibrationError(
+            f"{self.path}: {key} must be {expected}, found {self.raw.get(key)!r:.80}"
+        )
+
+    def part(self, *keys: str) -> dict[str, Any]:
+        """Return the object of the first of some keys that has one, empty where none has."""
+        for key in keys:
+            value = self.raw.get(key)
+            if value:
+                if not isinstance(value, dict):
+                    raise self.error(key, "an object")
+                return dict(value)
+        return {}
 
     def for_each_layer(self, key: str, values: tuple[_Value, ...]) -> tuple[_Value, ...]:
         """Check that there is a value for each layer."""
-        layers = self.count("num_hidden_layers")
+        layers = self.layers()
         if len(values) != layers:
             raise CalibrationError(
                 f"{self.path}: {key} must have {layers} items, found {len(values)}"
             )
         return values
 
-    def count(self, key: str, default: int | None = None) -> int:
+    def count(self, key: str, default: int | None = None, *, most: int = _LARGEST) -> int:
         """Return a positive integer; null counts as missing."""
-        value = self._raw.get(key)
+        value = self.raw.get(key)
         if value is None:
             value = default
         if type(value) is not int or value < 1:
-            raise CalibrationError(
-                f"{self.path}: {key} must be a positive integer, found {value!r}"
-            )
+            raise self.error(key, "a positive integer")
+        if value > most:
+            raise self.error(key, f"at most {most}")
         return value
 
 
-def _rope(raw: Mapping[str, Any]) -> tuple[Rope, float]:
+def is_finite_number(value: object) -> bool:
+    """Tell whether a JSON value is a number that a float can hold."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return False
+    return abs(value) <= sys.float_info.max
+
+
+def _rope(known: _Keys) -> tuple[Rope, float]:
     """Return the rotary embedding, in the spelling of transformers 4 or 5, and its share of a head.
 
     Parameters of the scaling that stand beside it are taken along.
     """
-    parameters = dict(raw.get("rope_scaling") or raw.get("rope_parameters") or {})
+    raw = known.raw
+    parameters = known.part("rope_scaling", "rope_parameters")
     theta = parameters.pop("rope_theta", None)
     kinds = [parameters.pop(key, None) for key in ("rope_type", "type")]
     share = parameters.pop("partial_rotary_factor", raw.get("partial_rotary_factor"))
@@ -334,5 +395,15 @@ def _rope(raw: Mapping[str, Any]) -> tuple[Rope, float]:
             "original_max_position_embeddings", raw["original_max_position_embeddings"]
         )
     theta = raw.get("rope_theta") or theta or 10000.0
+    share = 1 if share is None else share
+    for name, value, most in (
+        ("rope_theta", theta, math.inf),
+        ("partial_rotary_factor", share, 1),
+    ):
+        if not is_finite_number(value) or not 0 < value <= most:
+            limit = "" if most == math.inf else f", at most {most}"
+            raise CalibrationError(
+                f"{known.path}: {name} must be a number above 0{limit}, found {value!r:.80}"
+            )
     kind = next((kind for kind in kinds if kind is not None), "default")
-    return Rope(str(kind), float(theta), parameters), 1.0 if share is None else float(share)
+    return Rope(str(kind), float(theta), parameters), float(share)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 from typing import Any
 
-from ..convert.errors import ModelFileError
+from ..convert.errors import ModelFileError, one_line
 
 __all__ = ["EXTRA_PACKAGES", "CalibrationError", "ModelFileError", "check_packages", "package"]
 
@@ -16,8 +16,12 @@ EXTRA_PACKAGES = ("safetensors", "ml_dtypes", "tokenizers", "tqdm")
 class CalibrationError(ValueError):
     """A text, a model or statistics are not what the work needs.
 
-    The message is one line that says what was found and what was expected.
+    The message is one line that says what was found and what was expected. Control characters,
+    which a file may hold, are escaped.
     """
+
+    def __init__(self, message: str) -> None:
+        super().__init__(one_line(message))
 
 
 def package(name: str) -> Any:

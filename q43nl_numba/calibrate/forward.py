@@ -355,6 +355,6 @@ ACTIVATIONS: dict[str, Callable[[Floats], Any]] = {
 def _activation(name: str) -> Callable[[Floats], Any]:
     if name not in ACTIVATIONS:
         raise CalibrationError(
-            f"hidden_act must be one of {', '.join(ACTIVATIONS)}, found {name!r}"
+            f"hidden_act must be one of {', '.join(ACTIVATIONS)}, found {name!r:.80}"
         )
     return ACTIVATIONS[name]

@@ -32,17 +32,32 @@ def rotation(config: ModelConfig, length: int) -> tuple[Floats, Floats]:
     scaling = SCALINGS.get(config.rope.kind)
     if scaling is None:
         raise CalibrationError(
-            f"rope scaling must be one of {', '.join(SCALINGS)}, found {config.rope.kind!r}"
+            f"rope scaling must be one of {', '.join(SCALINGS)}, found {config.rope.kind!r:.80}"
         )
     try:
-        frequencies, factor = scaling(config, length)
+        with np.errstate(all="ignore"):  # what is not finite is refused below
+            frequencies, factor = scaling(config, length)
     except KeyError as error:
         raise CalibrationError(
             f"rope scaling {config.rope.kind!r} must have the parameter {error}, found none"
         ) from error
+    except (ArithmeticError, TypeError, ValueError) as error:
+        if isinstance(error, CalibrationError):
+            raise
+        raise _not_finite(config, str(error)) from error
+    if np.iscomplexobj(frequencies) or not np.isfinite([*frequencies, factor]).all():
+        raise _not_finite(config, "others")
     angles = np.outer(np.arange(length), frequencies)
     return (factor * np.cos(angles)).astype(np.float32), (factor * np.sin(angles)).astype(
         np.float32
+    )
+
+
+def _not_finite(config: ModelConfig, found: str) -> CalibrationError:
+    """Return the error about a scaling whose parameters are no numbers, or impossible ones."""
+    return CalibrationError(
+        f"rope scaling {config.rope.kind!r} must have parameters that give finite frequencies, "
+        f"found {found}"
     )
 
 

@@ -250,7 +250,14 @@ def _read_record(path: str, metadata: dict[str, str]) -> _Record:
             {str(name): str(tensor) for name, tensor in record["hessians"].items()},
         )
         version = record["version"]
-    except (KeyError, ValueError, TypeError, AttributeError) as error:
+    except (
+        KeyError,
+        ValueError,
+        TypeError,
+        AttributeError,
+        OverflowError,
+        RecursionError,
+    ) as error:
         raise ModelFileError(
             f"{path}: must have the metadata {STATISTICS_KEY!r} that calibrate writes, "
             f"found none or others ({error!r})"

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from importlib import resources
 from typing import Any
@@ -12,6 +13,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from ..convert.companions import companion
 from .errors import CalibrationError, package
 
 __all__ = ["DEFAULT_WINDOW", "Text", "Windows", "built_in_text", "cut_windows", "read_text"]
@@ -22,6 +24,9 @@ DEFAULT_WINDOW = 512
 
 TOKENIZER_FILE = "tokenizer.json"
 _BUILT_IN = "built_in_text.txt"
+
+#: The class of what Python sees of a panic in Rust (package pyo3), which no module exports.
+_PANIC = "PanicException"
 
 #: Characters that are read for every token that is asked for: no common text has more.
 _MOST_CHARACTERS = 16
@@ -128,15 +133,20 @@ def cut_windows(
     if tokens < window:
         raise CalibrationError(f"tokens must be at least one window of {window}, found {tokens}")
     tokenizer = _load_tokenizer(os.fspath(folder))
-    prefix = _prefix(tokenizer)
+    path = os.path.join(folder, TOKENIZER_FILE)
+    with _panics_named(path):
+        prefix = _prefix(tokenizer)
     length = window - len(prefix)
     if length < 1:
         raise CalibrationError(
             f"window must be longer than the {len(prefix)} tokens that begin a text, found {window}"
         )
-    cut = _cut(tokenizer, text.content, tokens // window, length)
+    with _panics_named(path):
+        cut = _cut(tokenizer, text.content, tokens // window, length)
+        found = (
+            0 if len(cut) else len(_encode(tokenizer, text.content[: _MOST_CHARACTERS * length]))
+        )
     if not len(cut):
-        found = len(_encode(tokenizer, text.content[: _MOST_CHARACTERS * length]))
         raise CalibrationError(
             f"text must have at least one window of {length} tokens, "
             f"found {found} in {', '.join(text.sources)}"
@@ -144,7 +154,7 @@ def cut_windows(
     highest = max(int(cut.max()), *prefix, 0)
     if highest >= vocab_size:
         raise CalibrationError(
-            f"{os.path.join(folder, TOKENIZER_FILE)}: token ids must be below the model's "
+            f"{path}: token ids must be below the model's "
             f"vocabulary size {vocab_size}, found {highest}"
         )
     begin = np.tile(np.array(prefix, np.int64), (len(cut), 1))
@@ -167,14 +177,27 @@ def _cut(tokenizer: Any, content: str, count: int, length: int) -> npt.NDArray[n
 
 
 def _load_tokenizer(folder: str) -> Any:
-    path = os.path.join(folder, TOKENIZER_FILE)
-    if not os.path.isfile(path):
+    """Load the tokenizer of a folder, and see that it cuts a text at all."""
+    path = companion(folder, TOKENIZER_FILE)
+    if path is None:
         raise CalibrationError(f"{folder}: must have a {TOKENIZER_FILE}, found none")
+    tokenizers = package("tokenizers")
+    with _panics_named(path):
+        return tokenizers.Tokenizer.from_file(path)
+
+
+@contextlib.contextmanager
+def _panics_named(path: str) -> Iterator[None]:
+    """Turn what the package tokenizers raises into the error about the file.
+
+    It raises no narrower kinds, and a panic of its Rust code is not even an Exception.
+    """
     try:
-        return package("tokenizers").Tokenizer.from_file(path)
-    except ModuleNotFoundError:
-        raise
-    except Exception as error:  # the package raises no narrower kind
+        yield
+    except BaseException as error:
+        is_panic = type(error).__name__ == _PANIC
+        if isinstance(error, MemoryError) or not (is_panic or isinstance(error, Exception)):
+            raise
         raise CalibrationError(f"{path}: must be a tokenizer, found {error}") from error
 
 

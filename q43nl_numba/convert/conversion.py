@@ -12,12 +12,13 @@ from types import MappingProxyType
 from typing import Any, Final
 
 from .. import __version__
+from .companions import read_object
 from .errors import ModelFileError
 from .folders import check_inside, copy_files
 from .importance import ImportanceFile
 from .job import FilePlan, Step, WrittenFile
 from .judging import Figures
-from .model import CONFIG_NAME, INDEX_NAME, Model, open_model, read_json
+from .model import CONFIG_NAME, INDEX_NAME, Model, open_model
 from .output import check_output, check_output_folder, whole_file
 from .packing import Pack
 from .plan import Decision, ImportanceFiles, Wishes, check_not_empty, decide, kept_recipe
@@ -386,7 +387,7 @@ def _kept_tensor(decision: Decision, file: str) -> KeptTensor:
 
 def _remove_quantization(path: str) -> None:
     """Remove from a model's configuration the quantization that its weights no longer have."""
-    config = read_json(path)
+    config = read_object(path)
     if config.pop(_QUANTIZATION_KEY, None) is not None:
         with whole_file(path) as file:
             file.write((json.dumps(config, indent=2) + "\n").encode())

@@ -39,6 +39,7 @@ def check_inside(folder: str, name: str, *, is_weights: bool = False) -> str:
         or len(name) > _LONGEST_NAME
         or any(part in ("", ".", "..") for part in parts)
         or any(c in name for c in "\\:\0")
+        or not _is_encodable(name)
     ):
         raise ModelFileError(f"{folder}: {name!r} must be the name of a file in the folder")
     path = os.path.join(folder, *parts)
@@ -74,6 +75,15 @@ def _collect(folder: str, below: str, depth: int, found: list[str]) -> None:
                 _collect(folder, name, depth - 1, found)
         elif item.is_file():
             found.append(name)
+
+
+def _is_encodable(name: str) -> bool:
+    """Tell whether the system could have a file of this name: not one with lone surrogates."""
+    try:
+        os.fsencode(name)
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _is_inside(folder: str, path: str) -> bool:

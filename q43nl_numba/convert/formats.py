@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 from typing import Final
+
+from .container import MAX_HEADER_BYTES
 
 _BYTES_READ: Final = 1 << 16
 _GGUF: Final = b"GGUF"
@@ -59,6 +62,8 @@ def _archive_name(start: bytes) -> str:
 
 def _json_name(path: str) -> str:
     """Return what a JSON file is."""
+    if os.path.getsize(path) > MAX_HEADER_BYTES:
+        return "a text file"
     try:
         with open(path, encoding="utf-8") as file:
             content = json.load(file)

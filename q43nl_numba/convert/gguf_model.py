@@ -11,8 +11,9 @@ from typing import Any, Final
 import numpy as np
 
 from .container import Header, plain_entry
-from .errors import ModelFileError, optional_package, tensor_error
+from .errors import optional_package, tensor_error
 from .gguf_names import hugging_face_name, original_rows, permuted_heads
+from .gguf_reader import read_gguf
 from .model import Model, ModelFile
 from .tensors import Array, RowPermutation, SourceFile, StoredTensor, Tensor
 
@@ -27,8 +28,6 @@ _DEQUANTIZED: Final = "F32"
 
 #: Transformers insists on knowing that tensors are laid out as PyTorch's.
 _METADATA: Final = {"format": "pt"}
-
-_NOT_GGUF: Final = (ValueError, KeyError, IndexError, TypeError, OverflowError, MemoryError)
 
 
 @dataclass(frozen=True)
@@ -61,7 +60,8 @@ class GgufTensor(Tensor):
         data = self.file.read(self.offset + first * self.block_bytes, nbytes)
         gguf = optional_package("gguf")
         kind = gguf.GGMLQuantizationType[self.kind]
-        decoded: Array = gguf.dequantize(data.reshape(1, -1), kind).reshape(-1)
+        with np.errstate(over="ignore", invalid="ignore"):  # what is not finite is refused later
+            decoded: Array = gguf.dequantize(data.reshape(1, -1), kind).reshape(-1)
         return decoded[start - first * self.block : stop - first * self.block]
 
 
@@ -79,17 +79,7 @@ def open_gguf(path: str) -> Model:
     """
     file = SourceFile.at(path)
     gguf = optional_package("gguf")
-    try:
-        reader = _bounded_reader(gguf)(path)
-        architecture = _text(reader, "general.architecture")
-        heads = _number(reader, f"{architecture}.attention.head_count")
-        kv_heads = _number(reader, f"{architecture}.attention.head_count_kv") or heads
-        stored = list(reader.tensors)
-        little_endian = reader.byte_order == "I"
-    except _NOT_GGUF as error:
-        raise ModelFileError(f"{path}: is not a sound GGUF file ({error!r})") from error
-    if not little_endian:
-        raise ModelFileError(f"{path}: must be a little-endian GGUF file, found a big-endian one")
+    architecture, heads, kv_heads, stored = read_gguf(path, _contents)
     tensors: dict[str, Tensor] = {}
     for info in stored:
         tensor = _tensor(gguf, file, info)
@@ -103,19 +93,12 @@ def open_gguf(path: str) -> Model:
     return Model(path, (_model_file(path, file, tensors),), tensors)
 
 
-def _bounded_reader(gguf: Any) -> Any:
-    """Return the gguf package's reader, with an error where it would read on after the end.
-
-    By itself it goes through an array as long as the file says, even if the file has ended.
-    """
-
-    class BoundedReader(gguf.GGUFReader):  # type: ignore[misc]
-        def _get(self, offset: int, dtype: Any, count: int = 1, *rest: Any, **named: Any) -> Any:
-            if int(count) and offset >= self.data.size:
-                raise ValueError("the file ends early")
-            return super()._get(offset, dtype, count, *rest, **named)
-
-    return BoundedReader
+def _contents(reader: Any) -> tuple[str, int, int, list[Any]]:
+    """Return the architecture, its numbers of heads, and what the reader knows of the tensors."""
+    architecture = _text(reader, "general.architecture")
+    heads = _number(reader, f"{architecture}.attention.head_count")
+    kv_heads = _number(reader, f"{architecture}.attention.head_count_kv") or heads
+    return architecture, heads, kv_heads, list(reader.tensors)
 
 
 def _model_file(path: str, file: SourceFile, tensors: Mapping[str, Tensor]) -> ModelFile:
@@ -151,8 +134,8 @@ def _tensor(gguf: Any, file: SourceFile, info: Any) -> Tensor:
 
 def _in_original_order(tensor: Tensor, heads: int) -> Tensor:
     """Undo llama.cpp's permutation of the rows of a projection."""
-    rows = tensor.shape[0]
-    if heads < 1 or rows % (2 * heads):
+    rows = tensor.shape[0] if tensor.size else 0
+    if heads < 1 or rows < 1 or rows % (2 * heads):
         raise tensor.error(f"has {rows} rows, expected a multiple of twice its {heads} heads")
     return RowPermutation.of(tensor, original_rows(rows, heads))
 

@@ -24,6 +24,7 @@ import numpy as np
 import numpy.typing as npt
 
 from .errors import ModelFileError
+from .gguf_reader import read_gguf
 
 __all__ = ["Imatrix", "is_imatrix", "read_imatrix"]
 
@@ -187,11 +188,8 @@ def _gguf() -> Any:
 
 def _read_gguf(path: str) -> dict[str, Floats]:
     """Return the mean squares of every entry, ``[experts or 1, columns]``."""
-    try:
-        reader = _gguf().GGUFReader(path)
-        tensors = {tensor.name: np.asarray(tensor.data) for tensor in reader.tensors}
-    except (ValueError, KeyError, IndexError) as error:
-        raise ModelFileError(f"{path}: must be a sound GGUF file, found {error}") from error
+    _gguf()  # says how to get the package
+    tensors = read_gguf(path, _float_tensors)
     sums = {name: values for name, values in tensors.items() if name.endswith(_SUM_SUFFIX)}
     if not sums:
         raise ModelFileError(
@@ -201,6 +199,8 @@ def _read_gguf(path: str) -> dict[str, Floats]:
     for name, values in sums.items():
         stem = name.removesuffix(_SUM_SUFFIX)
         counts = tensors.get(stem + _COUNT_SUFFIX)
+        if not values.size:
+            raise ModelFileError(f"{path}: {name!r} must have a sum for each column, found none")
         if counts is None or counts.size != values.size // values.shape[-1]:
             found = "none" if counts is None else f"{counts.size} counts"
             raise ModelFileError(
@@ -211,10 +211,20 @@ def _read_gguf(path: str) -> dict[str, Floats]:
     return entries
 
 
+def _float_tensors(reader: Any) -> dict[str, Floats]:
+    """Return the float32 tensors, by name; llama-imatrix writes no others."""
+    return {
+        str(tensor.name): np.asarray(tensor.data)
+        for tensor in reader.tensors
+        if tensor.tensor_type.name == "F32"
+    }
+
+
 def _means(sums: npt.NDArray[Any], counts: npt.NDArray[Any]) -> Floats:
     """Divide sums by counts; an expert that no token met counts all its columns the same."""
     seen = counts > 0
-    means: Floats = np.where(seen, sums / np.where(seen, counts, 1), 1).astype(np.float32)
+    with np.errstate(over="ignore", invalid="ignore"):  # means that are not finite are refused
+        means: Floats = np.where(seen, sums / np.where(seen, counts, 1), 1).astype(np.float32)
     return means
 
 

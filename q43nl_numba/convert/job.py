@@ -277,6 +277,12 @@ def merged_findings(plan: FilePlan, findings: Sequence[Findings]) -> Findings:
     )
 
 
+def are_complete(findings: Findings, steps: Iterable[Step]) -> bool:
+    """Tell whether findings say of each packed tensor of some steps what packing it cost."""
+    found = {name for name, _ in findings}
+    return all(step.target.name in found for step in steps if step.target.is_packed)
+
+
 def in_data_order(steps: Iterable[Step]) -> list[Step]:
     """Sort placed steps by where their bytes lie in the file."""
     return sorted(steps, key=lambda step: (step.target.begin, step.target.end))

@@ -100,12 +100,15 @@ class Figures:
 
     @classmethod
     def from_document(cls, document: Mapping[str, Any]) -> Figures:
-        """Return figures from nested data, as `dataclasses.asdict` makes it."""
-        sample: dict[str, Any] = {
-            key: tuple(value) if isinstance(value, (list, tuple)) else value
-            for key, value in document["sample"].items()
-        }
-        return cls(**{**document, "sample": Sample(**sample)})
+        """Return figures from nested data, as `dataclasses.asdict` makes it.
+
+        Raises
+        ------
+        ValueError
+            If the data are not those of figures.
+        """
+        fields = _checked(document, cls())
+        return cls(**{**fields, "sample": Sample(**_checked(fields["sample"], Sample()))})
 
     def __add__(self, other: Figures) -> Figures:
         """Return the figures of two parts together."""
@@ -128,6 +131,27 @@ class Figures:
         if self.sample.grid_noise == 0:
             return math.nan if self.sample.noise == 0 else math.inf
         return self.sample.noise / self.sample.grid_noise
+
+
+def _checked(document: Any, like: Figures | Sample) -> dict[str, Any]:
+    """Return the fields of nested data, each of the type and length that a record has."""
+    if not isinstance(document, Mapping) or document.keys() != vars(like).keys():
+        raise ValueError(f"must have the keys {', '.join(vars(like))}, found {document!r:.80}")
+    fields = {
+        key: tuple(value) if isinstance(value, list) else value for key, value in document.items()
+    }
+    for key, usual in vars(like).items():
+        value = fields[key]
+        if isinstance(usual, tuple):
+            is_sound = isinstance(value, tuple) and len(value) == len(usual)
+            is_sound = is_sound and all(type(item) is int and item >= 0 for item in value)
+        elif isinstance(usual, Sample):
+            is_sound = True  # its own fields are checked
+        else:
+            is_sound = type(value) in (int, type(usual))
+        if not is_sound:
+            raise ValueError(f"{key} must be like {usual!r:.80}, found {value!r:.80}")
+    return fields
 
 
 class Judge:

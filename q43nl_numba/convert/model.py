@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
+from .companions import companion, read_object
 from .container import Header
 from .errors import ModelFileError, tensor_error
 from .folders import check_inside, list_files
@@ -83,7 +83,7 @@ class Model:
         """Return the content of ``config.json``, or None where there is none."""
         if not self.is_folder or CONFIG_NAME not in self.other_files:
             return None
-        return read_json(os.path.join(self.path, CONFIG_NAME))
+        return read_object(os.path.join(self.path, CONFIG_NAME))
 
 
 def open_model(path: str | os.PathLike[str]) -> Model:
@@ -120,18 +120,6 @@ def open_model(path: str | os.PathLike[str]) -> Model:
     return _joined(path, [_open_file(os.path.basename(path), path)])
 
 
-def read_json(path: str) -> dict[str, Any]:
-    """Return a JSON file that holds an object."""
-    try:
-        with open(path, encoding="utf-8") as file:
-            content = json.load(file)
-    except (ValueError, RecursionError) as error:
-        raise ModelFileError(f"{path}: is not JSON ({error})") from error
-    if not isinstance(content, dict):
-        raise ModelFileError(f"{path}: must be a JSON object, found {content!r:.80}")
-    return content
-
-
 def _snapshot(path: str) -> str:
     """Return the snapshot that a repository's folder in the hub's cache refers to.
 
@@ -140,7 +128,7 @@ def _snapshot(path: str) -> str:
     reference = os.path.join(path, "refs", "main")
     if not (os.path.isdir(os.path.join(path, "snapshots")) and os.path.isfile(reference)):
         return path
-    with open(reference, encoding="utf-8") as file:
+    with open(reference, encoding="utf-8", errors="replace") as file:
         revision = file.read(100).strip()
     if not revision.isalnum():
         raise ModelFileError(f"{reference}: must be the name of a revision, found {revision!r}")
@@ -159,7 +147,8 @@ def _open_folder(path: str) -> Model:
             return open_model(os.path.join(path, name))
         file = _open_file(name, os.path.join(path, name))
         return _joined(path, [file], is_folder=True, other_files=others)
-    content = read_json(os.path.join(path, index))
+    companion(path, index)  # checks it
+    content = read_object(os.path.join(path, index))
     files = [
         _open_file(name, check_inside(path, name, is_weights=True))
         for name in _indexed_names(os.path.join(path, index), content)

@@ -19,7 +19,8 @@ from dataclasses import dataclass
 from typing import IO, Any, Final, Protocol
 
 from .errors import ModelFileError
-from .job import FilePlan, OnPiece, Progress, WrittenFile, write_file
+from .job import FilePlan, OnPiece, Progress, WrittenFile, are_complete, write_file
+from .judging import Figures
 from .locks import try_lock
 from .output import check_output_folder, remove_abandoned, sync_folder
 
@@ -152,7 +153,7 @@ def unfinished(folder: str | os.PathLike[str]) -> Unfinished | None:
         header, done = _read_journal(os.path.join(os.fspath(folder) + PARTIAL_SUFFIX, _JOURNAL))
     except (OSError, ModelFileError):
         return None
-    return Unfinished(len(done), int(header.get("files", 0)))
+    return Unfinished(len(done), header["files"])
 
 
 def _write_files(
@@ -207,7 +208,7 @@ class Partial:
             done: dict[str, WrittenFile] = {}
             if resume and os.path.exists(journal):
                 header, done = _read_journal(journal)
-                _check_same(path, header.get("description"), description)
+                _check_same(path, header["description"], description)
                 remove_abandoned(os.path.join(path, _FILES))
             else:
                 _clear(path)
@@ -224,6 +225,8 @@ class Partial:
         """Return a file that the interrupted run completed, if its bytes are still the same."""
         done = self._done.get(plan.name)
         if done is None or done.nbytes != plan.nbytes:
+            return None
+        if not are_complete(done.findings, plan.steps):
             return None
         path = os.path.join(self.files, plan.name)
         with contextlib.suppress(OSError):
@@ -289,12 +292,16 @@ def _append(journal: str, document: Mapping[str, Any]) -> None:
 
 def _read_journal(path: str) -> tuple[dict[str, Any], dict[str, WrittenFile]]:
     """Return the journal's first line, and the files that are complete."""
-    with open(path, encoding="utf-8") as file:
-        lines = file.read().split("\n")[:-1]  # a line that was cut has no end
+    if not os.path.isfile(path):
+        raise ModelFileError(f"{path}: must be a regular file, found something else")
+    with open(path, "rb") as file:
+        lines = file.read().split(b"\n")[:-1]  # a line that was cut has no end
     try:
         header, *files = [json.loads(line) for line in lines]
+        if not isinstance(header["description"], dict) or not _is_count(header["files"]):
+            raise ValueError("the first line is not that of a journal")
         done = [_written(document) for document in files]
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, LookupError, TypeError, RecursionError) as error:
         raise ModelFileError(f"{path}: is damaged; remove the folder to start again") from error
     return header, {written.name: written for written in done}
 
@@ -310,11 +317,24 @@ def _document(written: WrittenFile) -> dict[str, Any]:
 
 
 def _written(document: Mapping[str, Any]) -> WrittenFile:
-    """Return a complete file from the journal."""
-    findings = tuple((name, found) for name, found in document["findings"])
-    return WrittenFile(
-        str(document["name"]), int(document["nbytes"]), int(document["checksum"]), findings
-    )
+    """Return a complete file from the journal, each field of the type that it must have."""
+    name, nbytes, checksum = (document[key] for key in ("name", "nbytes", "checksum"))
+    findings = tuple((tensor, found) for tensor, found in document["findings"])
+    if not (
+        isinstance(name, str)
+        and _is_count(nbytes)
+        and _is_count(checksum)
+        and all(isinstance(tensor, str) for tensor, _ in findings)
+    ):
+        raise ValueError(f"must be a complete file, found {document!r:.80}")
+    for _, found in findings:
+        Figures.from_document(found)  # checks it
+    return WrittenFile(name, nbytes, checksum, findings)
+
+
+def _is_count(value: object) -> bool:
+    """Tell whether a JSON value is an integer from 0 on."""
+    return type(value) is int and value >= 0
 
 
 def _check_same(path: str, before: Any, now: Mapping[str, Any]) -> None:

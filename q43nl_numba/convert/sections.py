@@ -17,6 +17,7 @@ from .job import (
     FilePlan,
     Part,
     WrittenFile,
+    are_complete,
     merged_findings,
     split,
     write_shares,
@@ -104,7 +105,7 @@ def _write_sections(
     counter: Counter,
 ) -> WrittenFile:
     """Write the sections that the interrupted run did not complete."""
-    complete = _complete_sections(partial, file, len(sections))
+    complete = _complete_sections(partial, file, sections)
     output = _output_behind(complete, file, path, plan.header)
     findings = [section.findings for section in complete]
     for number, section in enumerate(sections):
@@ -136,14 +137,17 @@ def _name(number: int) -> str:
     return f"section {number + 1}"
 
 
-def _complete_sections(partial: Partial, file: BinaryIO, count: int) -> list[WrittenFile]:
+def _complete_sections(
+    partial: Partial, file: BinaryIO, sections: Sequence[Part]
+) -> list[WrittenFile]:
     """Return the sections of the interrupted run, up to the first whose bytes are not the same."""
     complete: list[WrittenFile] = []
     checksum = position = 0
     file.seek(0)
-    for number in range(count):
+    for number, section in enumerate(sections):
         noted = partial.noted(_name(number))
-        if noted is None:
+        steps = [share.step for share in section.shares]
+        if noted is None or not are_complete(noted.findings, steps):
             break
         for block in _blocks(file, noted.nbytes - position):
             checksum = zlib.crc32(block, checksum)

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
 
-from ..convert.errors import ModelFileError
-from .config import JsonFile, is_integer, read_json_if_there
+from ..convert.companions import companion, read_text
+from .config import JsonFile, is_integer, read_companion
 
 #: What the engine takes for "no such token".
 NO_TOKEN = -1
@@ -51,8 +50,8 @@ def read_chat(folder: str, config: JsonFile, vocab_size: int) -> Chat:
     ModelFileError
         If a token is no token of the vocabulary, or a text is none.
     """
-    generation = read_json_if_there(os.path.join(folder, "generation_config.json"))
-    tokenizer = read_json_if_there(os.path.join(folder, "tokenizer_config.json"))
+    generation = read_companion(folder, "generation_config.json")
+    tokenizer = read_companion(folder, "tokenizer_config.json")
     template, notes = _template(folder, tokenizer)
     ends, end_notes = _end_tokens(config, generation, vocab_size)
     return Chat(
@@ -100,13 +99,9 @@ def _token_list(source: JsonFile) -> list[int]:
 
 def _template(folder: str, tokenizer: JsonFile) -> tuple[str | None, tuple[str, ...]]:
     """Return the chat template: that of the file of its own, else that of the tokenizer."""
-    path = os.path.join(folder, _TEMPLATE_FILE)
-    if os.path.exists(path):
-        try:
-            with open(path, encoding="utf-8", newline="") as file:
-                return file.read(), ()
-        except UnicodeDecodeError as error:
-            raise ModelFileError(f"{path}: must be UTF-8, found {error}") from error
+    path = companion(folder, _TEMPLATE_FILE)
+    if path is not None:
+        return read_text(path), ()
     value = tokenizer.get("chat_template")
     if value is None or isinstance(value, str):
         return value, ()

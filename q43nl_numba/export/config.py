@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-import json
+import math
 import os
 from collections.abc import Iterator, Mapping
 from typing import Any, TypeGuard
 
+from ..convert.companions import companion, read_object
 from ..convert.errors import ModelFileError
+
+#: No size is larger: readers keep them in 64 bits.
+LARGEST_INTEGER = 2**63 - 1
 
 
 class JsonFile:
@@ -40,6 +44,8 @@ class JsonFile:
             return default
         if not is_integer(value) or value < least:
             raise self.error(key, f"an integer of at least {least}")
+        if value > LARGEST_INTEGER:
+            raise self.error(key, f"an integer of at most {LARGEST_INTEGER}")
         return int(value)
 
     def number(self, key: str, *, default: float | None = None) -> float | int:
@@ -49,6 +55,8 @@ class JsonFile:
             return default
         if isinstance(value, bool) or not isinstance(value, int | float):
             raise self.error(key, "a number")
+        if not math.isfinite(value) if isinstance(value, float) else abs(value) > LARGEST_INTEGER:
+            raise self.error(key, "a finite number")
         return value
 
     def flag(self, key: str, *, default: bool = False) -> bool:
@@ -80,19 +88,19 @@ def read_json(path: str) -> JsonFile:
     ModelFileError
         If it is not JSON, or no object.
     """
-    with open(path, encoding="utf-8-sig") as file:
-        try:
-            values = json.load(file)
-        except (ValueError, RecursionError) as error:
-            raise ModelFileError(f"{path}: must be a JSON file, found {error}") from error
-    if not isinstance(values, dict):
-        raise ModelFileError(f"{path}: must hold a JSON object, found {type(values).__name__}")
-    return JsonFile(path, values)
+    return JsonFile(path, read_object(path))
 
 
-def read_json_if_there(path: str) -> JsonFile:
-    """Read a JSON file; one that does not exist has no keys."""
-    return read_json(path) if os.path.exists(path) else JsonFile(path, {})
+def read_companion(folder: str, name: str) -> JsonFile:
+    """Read a JSON file of a model's folder; one that does not exist has no keys.
+
+    Raises
+    ------
+    OSError, ModelFileError
+        As `read_json`, or if it is a link out of the folder.
+    """
+    path = companion(folder, name)
+    return JsonFile(os.path.join(folder, name), {}) if path is None else read_json(path)
 
 
 def is_integer(value: object) -> TypeGuard[int]:

@@ -9,6 +9,9 @@ from .. import GROUP_SIZE
 #: The engine's router has room for so many experts.
 MOST_EXPERTS = 256
 
+#: No known model has a tenth of it; it bounds the work of looking for every layer's tensors.
+MOST_LAYERS = 10_000
+
 
 @dataclass(frozen=True)
 class Dimensions:
@@ -53,6 +56,8 @@ class Dimensions:
         for name, columns in self._columns():
             if columns % GROUP_SIZE:
                 return f"{name} must be a multiple of {GROUP_SIZE}, found {columns}"
+        if self.n_layers > MOST_LAYERS:
+            return f"num_hidden_layers must be at most {MOST_LAYERS}, found {self.n_layers}"
         if self.n_heads % self.n_kv_heads:
             return (
                 f"num_attention_heads must be a multiple of num_key_value_heads "

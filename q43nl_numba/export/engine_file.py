@@ -11,6 +11,7 @@ from ..convert.errors import ModelFileError, tensor_error
 from ..convert.reading import read_header
 from ..convert.tensors import SourceFile, StoredTensor
 from .architectures import TABLE, Architecture, architecture_named
+from .config import LARGEST_INTEGER
 from .dimensions import Dimensions
 from .plan import FORMATS, SCORES, TOKENS, Format
 from .tensors import EngineTensor
@@ -185,8 +186,8 @@ def _integer(header: Header, key: str, default: int | None = None) -> int:
         value = int(text or "")
     except ValueError:
         value = 0
-    if value < 1:
-        found = "none" if text is None else repr(text)
+    if not 1 <= value <= LARGEST_INTEGER:
+        found = "none" if text is None else f"{text!r:.80}"
         raise ModelFileError(
             f"{header.path}: metadata key {key!r} must be an integer of at least 1, found {found}"
         )

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from .. import __version__
+from ..convert.companions import companion
 from ..convert.container import QTYPE
 from ..convert.errors import ModelFileError
 from ..convert.job import FilePlan, WrittenFile
@@ -339,8 +340,8 @@ def _open_folder(path: str) -> tuple[Model, JsonFile]:
     if not os.path.isdir(path):
         raise ModelFileError(f"{path}: must be a model folder, found no folder")
     model = open_model(path)
-    config = os.path.join(model.path, CONFIG_NAME)
-    if not os.path.isfile(config):
+    config = companion(model.path, CONFIG_NAME)
+    if config is None:
         raise ModelFileError(f"{model.path}: a model folder must hold {CONFIG_NAME}, found none")
     return model, read_json(config)
 

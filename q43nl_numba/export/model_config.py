@@ -3,14 +3,21 @@
 from __future__ import annotations
 
 import ast
+import re
 from typing import Any
 
 from ..convert.errors import ModelFileError
 from .architectures.architecture import SLIDING, Architecture
+from .config import LARGEST_INTEGER
 from .engine_file import EngineFile
 
 #: The engine computes the tanh form of GELU.
 _ACTIVATIONS = {"gelu": "gelu_pytorch_tanh"}
+
+#: What the metadata's values look like: a number or a word, or a list of some. Nothing else is given
+#: to Python's parser, which deep nesting would end.
+_ITEM = r"(?:[-+]?\w[\w.]*(?:[-+]\d+)?|'\w*')"
+_LITERAL = re.compile(rf"{_ITEM}|\[(?:{_ITEM}(?:, {_ITEM})*)?\]")
 
 _TOKENIZER_CLASS = "PreTrainedTokenizerFast"
 
@@ -68,8 +75,8 @@ def tokenizer_config(file: EngineFile) -> dict[str, Any]:
 
 def _windows(values: _Literals, architecture: Architecture) -> dict[str, Any]:
     """Return the keys of sliding attention; without one transformers must not take its default."""
-    kinds = values.read("attention_types", None)
-    sizes = values.read("sliding_window_sizes", None)
+    kinds = values.read_list("attention_types", str)
+    sizes = values.read_list("sliding_window_sizes", int)
     if kinds is None:
         return {"sliding_window": None}
     sliding = [size for kind, size in zip(kinds, sizes or [], strict=False) if kind == SLIDING]
@@ -96,9 +103,29 @@ class _Literals:
         if text.lower() in ("true", "false"):
             return text.lower() == "true"
         try:
-            return ast.literal_eval(text)
-        except (ValueError, SyntaxError) as error:
+            value = ast.literal_eval(text if _LITERAL.fullmatch(text) else "")
+        except (ValueError, SyntaxError):
+            value = None
+        if not _is_plain(value):
             raise ModelFileError(
                 f"{self._path}: metadata key {key!r} must be a number, a list or True or False, "
                 f"found {text!r:.80}"
-            ) from error
+            )
+        return value
+
+    def read_list(self, key: str, kind: type) -> list[Any] | None:
+        """Return a list of items of a type, None where there is none."""
+        value = self.read(key, None)
+        if value is None or (isinstance(value, list) and all(type(v) is kind for v in value)):
+            return value
+        raise ModelFileError(
+            f"{self._path}: metadata key {key!r} must be a list of {kind.__name__}, "
+            f"found {value!r:.80}"
+        )
+
+
+def _is_plain(value: Any) -> bool:
+    """Tell whether a value is a finite number, True or False, or a list of numbers or words."""
+    if isinstance(value, list):
+        return all(isinstance(item, str) or _is_plain(item) for item in value)
+    return isinstance(value, int | float) and abs(value) <= LARGEST_INTEGER

@@ -10,6 +10,7 @@ from typing import Any, Final
 import numpy as np
 
 from .. import __version__, dequantize
+from ..convert.companions import companion
 from ..convert.container import plain_entry
 from ..convert.errors import ModelFileError
 from ..convert.job import FilePlan, Step
@@ -256,8 +257,8 @@ def _copied_companions(like: str, file: EngineFile, tokenizer: Tokenizer) -> dic
         )
     files = {}
     for name in _COMPANIONS:
-        path = os.path.join(like, name)
-        if os.path.isfile(path):
+        path = companion(like, name)
+        if path is not None:
             with open(path, "rb") as content:
                 files[name] = content.read()
     return files

@@ -8,7 +8,6 @@ gives the piece it makes the score -(1 + i), every other piece has 0.
 from __future__ import annotations
 
 import json
-import os
 import struct
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -17,6 +16,7 @@ from functools import cache
 import numpy as np
 import numpy.typing as npt
 
+from ..convert.companions import companion
 from ..convert.errors import ModelFileError
 from .config import JsonFile, is_integer, read_json
 
@@ -80,8 +80,8 @@ def read_tokenizer(folder: str, vocab_size: int) -> Tokenizer:
     ModelFileError
         If there is no ``tokenizer.json``, or it is not a BPE tokenizer that the engine can follow.
     """
-    path = os.path.join(folder, FILE_NAME)
-    if not os.path.exists(path):
+    path = companion(folder, FILE_NAME)
+    if path is None:
         raise ModelFileError(
             f"{folder}: must hold a {FILE_NAME}, found none; AutoTokenizer.from_pretrained(...)"
             ".save_pretrained(...) of transformers makes one of other tokenizer files"

@@ -14,8 +14,8 @@ from .engine_file import EngineFile
 #: The engine computes the tanh form of GELU.
 _ACTIVATIONS = {"gelu": "gelu_pytorch_tanh"}
 
-#: What the metadata's values look like: a number or a word, or a list of some. Nothing else is given
-#: to Python's parser, which deep nesting would end.
+#: What the metadata's values look like: a number or a word, or a list of some. Nothing else is
+#: given to Python's parser, which deep nesting would end.
 _ITEM = r"(?:[-+]?\w[\w.]*(?:[-+]\d+)?|'\w*')"
 _LITERAL = re.compile(rf"{_ITEM}|\[(?:{_ITEM}(?:, {_ITEM})*)?\]")
 

@@ -3,7 +3,7 @@
 A reader is judged by `Reader.check`. It may return, or raise a documented error: one whose message
 is a printable line, or an OSError that names its file. Anything else (another exception, a warning,
 a hang, memory without bound) is a finding. Where atheris is installed, it guides the mutations by
-the lines that they reach; without it they are blind, which is enough for the short run of the tests.
+the lines that they reach; without it they are blind, which is enough for the tests' short run.
 """
 
 from __future__ import annotations

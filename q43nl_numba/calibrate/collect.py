@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
+from .._text import printable
 from ..convert.container import header_bytes
 from ..convert.output import check_output, whole_file
 from .config import (
@@ -60,7 +61,7 @@ class CalibrationReport:
         """Return the report as one line of text."""
         return (
             f"statistics of {self.matrices} matrices from {self.tokens:,} tokens of "
-            f"{', '.join(self.sources)} in windows of {self.window}, "
+            f"{printable(', '.join(self.sources))} in windows of {self.window}, "
             f"{self.nbytes:,} bytes, {self.seconds:.1f} s"
         )
 

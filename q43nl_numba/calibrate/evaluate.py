@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from .._text import printable
 from .collect import calibration_windows
 from .config import ModelConfig, read_config
 from .divergence import TokenFigures, compare_outputs
@@ -120,7 +121,7 @@ class EvaluationReport:
     def table(self) -> str:
         """Return the report as text."""
         lines = [
-            f"{self.tokens:,} predicted tokens of {', '.join(self.sources)} "
+            f"{self.tokens:,} predicted tokens of {printable(', '.join(self.sources))} "
             f"in windows of {self.window}, {self.seconds:.1f} s",
             "",
             f"perplexity, original        {self.perplexity.text()}",

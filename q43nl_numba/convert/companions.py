@@ -30,14 +30,14 @@ def companion(folder: str, name: str) -> str | None:
     if not os.path.lexists(path):
         return None
     check_inside(folder, name)
-    check_regular(path)
+    _check_regular(path)
     return path
 
 
-def check_regular(path: str) -> None:
+def _check_regular(path: str) -> None:
     """Refuse what is there and is no regular file, or too large to be read at once."""
-    if not os.path.exists(path):
-        return  # whoever opens it says so
+    if not os.path.lexists(path):
+        return  # opening it says so
     if not os.path.isfile(path):
         raise ModelFileError(f"{path}: must be a regular file, found something else")
     nbytes = os.path.getsize(path)
@@ -57,7 +57,7 @@ def read_text(path: str, encoding: str = "utf-8") -> str:
     ModelFileError
         If it is no regular file, too large, or not UTF-8.
     """
-    check_regular(path)
+    _check_regular(path)
     with open(path, encoding=encoding, newline="") as file:
         try:
             return file.read()

@@ -66,15 +66,16 @@ def copy_files(source: str, names: Iterable[str], target: str) -> None:
 
 def _collect(folder: str, below: str, depth: int, found: list[str]) -> None:
     """Add the files of a folder to those that were found."""
-    for item in os.scandir(os.path.join(folder, below)):
-        name = f"{below}/{item.name}" if below else item.name
-        if item.name.startswith("."):
-            continue
-        if item.is_dir(follow_symlinks=False):
-            if depth:
-                _collect(folder, name, depth - 1, found)
-        elif item.is_file():
-            found.append(name)
+    with os.scandir(os.path.join(folder, below)) as items:
+        for item in items:
+            name = f"{below}/{item.name}" if below else item.name
+            if item.name.startswith("."):
+                continue
+            if item.is_dir(follow_symlinks=False):
+                if depth:
+                    _collect(folder, name, depth - 1, found)
+            elif os.path.isfile(item.path):  # of a link in a circle, item.is_file() raises
+                found.append(name)
 
 
 def _is_encodable(name: str) -> bool:

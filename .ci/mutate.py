@@ -42,15 +42,22 @@ SWAPS: dict[type, type] = {
 
 def mutations(tree: ast.Module) -> Iterator[tuple[int, str, ast.Module]]:
     """Yield the line, a description and the changed module of every mutation."""
-    count = sum(1 for _ in ast.walk(tree))
-    for number in range(count):
-        for variant in range(2):
+    types = _nodes_of_types(tree)
+    for number, place in enumerate(ast.walk(tree)):
+        for variant in range(0 if place in types else 2):
             changed = copy.deepcopy(tree)
             node = next(n for i, n in enumerate(ast.walk(changed)) if i == number)
             before = ast.unparse(node) if hasattr(node, "lineno") else ""
             if _change(node, variant):
                 after = ast.unparse(node)
                 yield node.lineno, f"{before:.90}  ->  {after:.90}", changed
+
+
+def _nodes_of_types(tree: ast.Module) -> set[ast.AST]:
+    """Return the nodes of annotations, which decide about nothing."""
+    types = [getattr(node, field, None) for node in ast.walk(tree)
+             for field in ("annotation", "returns")]  # fmt: skip
+    return {node for kind in types if kind is not None for node in ast.walk(kind)}
 
 
 def _change(node: ast.AST, variant: int) -> bool:

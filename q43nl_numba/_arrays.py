@@ -23,7 +23,7 @@ Array = NDArray[Any]
 
 def number_array(values: Any, name: str) -> Array:
     """Return an array of real numbers, a view where possible."""
-    array = _any_array(values, name)
+    array = any_array(values, name)
     if array.dtype.kind in "fiu" or _is_extension_float(array.dtype):
         return array
     raise TypeError(
@@ -31,17 +31,19 @@ def number_array(values: Any, name: str) -> Array:
     )
 
 
-def _any_array(values: Any, name: str) -> Array:
-    if np.ma.is_masked(values):
-        raise ValueError(f"{name} must not be masked, found a masked array; fill it first")
+def any_array(values: Any, name: str) -> Array:
+    """Return an array of whatever dtype, a view where possible."""
     try:
-        if hasattr(values, "__dlpack__") and not hasattr(values, "__array__"):
+        is_masked = np.ma.is_masked(values)
+        if not is_masked and hasattr(values, "__dlpack__") and not hasattr(values, "__array__"):
             return np.from_dlpack(values)
-        return np.asarray(values)
+        if not is_masked:
+            return np.asarray(values)
     except MemoryError:
         raise
     except Exception as error:  # what a foreign __array__ or __dlpack__ raises may be anything
         raise TypeError(f"{name} must be readable as an array, found {error!r}") from error
+    raise ValueError(f"{name} must not be masked, found a masked array; fill it first")
 
 
 def _is_extension_float(dtype: np.dtype[Any]) -> bool:
@@ -136,7 +138,7 @@ def check_out(out: Any, dtype: np.dtype[Any], size: int, source: Array) -> Array
         raise ValueError("out must be writable, found a read-only array")
     if np.may_share_memory(out, source):
         raise ValueError("out must not overlap the input, found shared memory")
-    flat: Array = np.ndarray.reshape(out.view(np.ndarray), -1)
+    flat: Array = np.ndarray.reshape(np.ndarray.view(out, np.ndarray), -1)
     return flat
 
 

@@ -10,7 +10,7 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
-from ._arrays import PIECE, check_num_threads, check_out, read_only
+from ._arrays import PIECE, any_array, check_num_threads, check_out, read_only
 from ._jit import helper, prange
 from ._kernel import Kernel
 from ._layout import (
@@ -104,7 +104,7 @@ def dequantize(
 def packed_bytes(packed: Any, name: str) -> NDArray[np.uint8]:
     """Return the flat contiguous bytes of whole groups."""
     is_text = isinstance(packed, (bytes, bytearray))
-    array: NDArray[Any] = np.frombuffer(packed, np.uint8) if is_text else np.asarray(packed)
+    array: NDArray[Any] = np.frombuffer(packed, np.uint8) if is_text else any_array(packed, name)
     if array.dtype not in (np.dtype(np.uint8), GROUP_DTYPE):
         raise TypeError(f"{name} must hold uint8 or GROUP_DTYPE, found dtype {array.dtype}")
     data = read_only(np.ascontiguousarray(array).reshape(-1).view(np.uint8))
@@ -155,6 +155,10 @@ def _check_shape(shape: int | Sequence[int] | None, size: int) -> tuple[int, ...
         sides[sides.index(-1)] = size // known
     if min(sides, default=0) < 0 or math.prod(sides) != size:
         raise ValueError(f"shape must have {size} elements, found {shape!r}")
+    try:
+        np.broadcast_to(np.uint8(0), sides)  # takes no memory
+    except (ValueError, OverflowError) as error:
+        raise ValueError(f"shape must be one of NumPy's, found {shape!r}: {error}") from None
     return tuple(sides)
 
 

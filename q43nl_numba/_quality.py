@@ -151,4 +151,7 @@ _add_errors = Kernel(_add_block_errors)
 def _decibels(signal: float, noise: float) -> float:
     if noise == 0:
         return math.inf
-    return 10 * math.log10(signal / noise) if signal else -math.inf
+    ratio = signal / noise
+    if ratio == 0 < signal or (math.isinf(ratio) and not math.isinf(signal)):
+        return 10 * (math.log10(signal) - math.log10(noise))  # the ratio is beyond a float
+    return 10 * math.log10(ratio) if signal else -math.inf

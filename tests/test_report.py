@@ -6,6 +6,7 @@ import math
 import re
 import shutil
 import subprocess
+from dataclasses import replace
 from html import escape
 from html.parser import HTMLParser
 from pathlib import Path
@@ -302,6 +303,67 @@ def test_a_browser_reads_the_same_figures(page: str, report: ConvertReport, tmp_
     path = tmp_path / "report.html"
     path.write_text(page, encoding="utf-8")
     check_figures(in_browser(path, tmp_path / "profile"), report)
+
+
+#: Each would run, if it were not escaped in the place that it is written to.
+ATTACKS = [
+    "<script>hit()</script>",
+    "</title><script>hit()</script>",
+    "</style><script>hit()</script>",
+    "</svg><img src=x onerror=hit()>",
+    '"><img src=x onerror=hit()>',
+    "'><img src=x onerror=hit()>",
+    '" autofocus tabindex=0 onfocus=hit() x="',
+    "' onload='hit()",
+    "--><svg onload=hit()>",
+    "]]><svg onload=hit()>",
+    "&lt;script&gt;hit()&lt;/script&gt;",
+    "<a href=javascript:hit()>x</a>",
+    "<iframe srcdoc='<script>parent.hit()</script>'>",
+    "<base href=//elsewhere/><link rel=stylesheet href=//elsewhere/x>",
+    "<meta http-equiv=refresh content='0;url=//elsewhere'>",
+    "\u2028<script>hit()</script>\0",
+]
+LISTENER = "<script>function hit() { document.documentElement.dataset.hit = 'yes'; }</script>"
+
+
+def attacking_page() -> str:
+    """A report in which every text that a model may give is an attack."""
+    rng = np.random.default_rng(3)
+    together = "".join(ATTACKS)
+    packed = [
+        replace(
+            packed_tensor(f"model.layers.{i}.{attack}", rng.standard_normal(64, np.float32)),
+            method=attack,
+            file=attack,
+        )
+        for i, attack in enumerate([*ATTACKS, together])
+    ]
+    kept = tuple(KeptTensor(attack, (64,), attack, attack, 128, attack) for attack in ATTACKS)
+    report = ConvertReport(
+        tuple(packed), kept, 400_000, 100_000, 1.0, (*ATTACKS,), missing_importance=(*ATTACKS,)
+    )
+    return html_page(report, together, together)
+
+
+def shown_after(page: str, path: Path, profile: Path) -> str:
+    """What a browser makes of a page, to which a function that attacks call was added."""
+    path.write_text(page.replace("<head>", f"<head>{LISTENER}"), encoding="utf-8")
+    return in_browser(path, profile, "--virtual-time-budget=3000")
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium")
+def test_no_name_is_a_program(tmp_path: Path) -> None:
+    """In a browser, which parses as no library does; and the attacks work where they may."""
+    page = attacking_page()
+    shown = shown_after(page, tmp_path / "report.html", tmp_path / "profile")
+    assert 'data-hit="yes"' not in shown
+    assert shown.count("<script") == 1  # the one that was added
+    for tag in ("img", "iframe", "base", "link", "a ", "meta http-equiv"):
+        assert f"<{tag}" not in shown, tag
+    assert not re.search(r"<[^>]*\son\w+=", re.sub(r'"[^"]*"', '""', shown))
+    unsafe = page.replace("&lt;", "<").replace("&gt;", ">")
+    assert 'data-hit="yes"' in shown_after(unsafe, tmp_path / "bad.html", tmp_path / "profile")
 
 
 @pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium")

@@ -66,6 +66,11 @@ def check_sdist(sdist: Path) -> int:
     return compare("the sdist", tracked_files(*FOLDERS, *FILES), found) + len(strange)
 
 
+def wheel_folder(wheel: Path) -> str:
+    """Return the name of the folder of a wheel's metadata."""
+    return "-".join(wheel.name.split("-")[:2]) + ".dist-info"
+
+
 def check_install(wheel: Path) -> int:
     """Install the wheel alone into a new environment, and look at what appeared."""
     with tempfile.TemporaryDirectory() as name:
@@ -78,14 +83,12 @@ def check_install(wheel: Path) -> int:
             [python, "-m", "pip", "install", "--no-deps", "--no-index", "-q", wheel], check=True
         )
         added = {path for path in root.rglob("*") if not path.is_dir()} - before
-        library, scripts = Path(paths["purelib"]), Path(paths["scripts"])
+        own = [Path(paths["purelib"], folder) for folder in (PACKAGE, wheel_folder(wheel))]
         surprises = [
             path.relative_to(root)
             for path in sorted(added)
-            if not path.is_relative_to(library / PACKAGE)
-            and path.parents[-1 - len(library.parts)].name != f"{wheel.name.split('-py3')[0]}"
-            ".dist-info"
-            and not (path.parent == scripts and path.stem == COMMAND)
+            if not any(path.is_relative_to(folder) for folder in own)
+            and not (path.parent == python.parent and path.stem == COMMAND)
         ]
     for path in surprises:
         print(f"{path}: installed, and not the package's own")

@@ -126,14 +126,21 @@ def _checked_metadata(path: str, metadata: Any) -> dict[str, str]:
     for key, value in metadata.items():
         if not isinstance(value, str):
             raise _unsound(path, f"{METADATA_KEY} {key!r} must be a string, found {value!r:.80}")
+        if not (is_text(key) and is_text(value)):
+            raise _unsound(path, f"{METADATA_KEY} {key!r:.80} must be text, found half a character")
     return metadata
+
+
+def is_text(text: str) -> bool:
+    """Tell whether a text can be encoded: JSON may name halves of surrogate pairs alone."""
+    return text.isascii() or not any("\ud800" <= c <= "\udfff" for c in text)
 
 
 def _entry(path: str, name: str, info: Any) -> Entry:
     """Return the entry of one tensor, each field of the type that it must have."""
     if not isinstance(info, dict):
         raise tensor_error(path, name, f"its entry must be a JSON object, found {info!r:.80}")
-    if not name.isprintable() and any("\ud800" <= c <= "\udfff" for c in name):
+    if not is_text(name):
         raise tensor_error(path, name, "its name must be Unicode text, found a lone surrogate")
     dtype, shape, offsets = (info.get(key) for key in ("dtype", "shape", "data_offsets"))
     if not isinstance(dtype, str) or item_bits(dtype) is None:

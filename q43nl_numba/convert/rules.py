@@ -162,6 +162,8 @@ def _rule(where: str, folder: str, table: Any) -> Rule:
     if not _all_strings(value for value in (method, importance) if value is not None):
         raise ModelFileError(f"{where}: method and importance must be strings")
     if importance is not None:
+        if "\0" in importance:
+            raise ModelFileError(f"{where}: importance must be a path, found {importance!r:.80}")
         importance = os.path.join(folder, importance)
     rule = Rule(tuple(patterns), keep, method, tuple(options.items()), importance)
     _check_options(where, rule)

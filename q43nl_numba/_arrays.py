@@ -187,7 +187,7 @@ def check_importance(importance: Any, tensor: Array) -> Array | None:
             f"importance must have the tensor's shape {tensor.shape} or its last dimension's "
             f"length, found shape {array.shape}"
         )
-    with np.errstate(over="ignore"):
+    with np.errstate(over="ignore", invalid="ignore"):
         weighting = np.require(array.astype(np.float32, copy=False), requirements=["C", "A"])
     wrong = ~(np.isfinite(weighting) & (weighting >= 0))
     if wrong.any():

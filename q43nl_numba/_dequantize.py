@@ -156,7 +156,7 @@ def _check_shape(shape: int | Sequence[int] | None, size: int) -> tuple[int, ...
     if min(sides, default=0) < 0 or math.prod(sides) != size:
         raise ValueError(f"shape must have {size} elements, found {shape!r}")
     try:
-        np.broadcast_to(np.uint8(0), sides)  # takes no memory
+        np.broadcast_to(np.float64(0), sides)  # takes no memory
     except (ValueError, OverflowError) as error:
         raise ValueError(f"shape must be one of NumPy's, found {shape!r}: {error}") from None
     return tuple(sides)

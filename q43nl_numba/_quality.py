@@ -86,14 +86,15 @@ def quality(tensor: Any, packed: Any, *, num_threads: int | None = None) -> Qual
     dtype = np.float32 if np.can_cast(array.dtype, np.float32) else np.float64
     signal = noise = largest = 0.0
     at = 0
-    for weights in pieces(array, dtype):
-        stop = at + weights.size // GROUP_SIZE * GROUP_BYTES
-        sums = np.empty((-(-(stop - at) // (GROUP_BYTES * _BLOCK)), _SUMS))
-        _add_errors(data[at:stop], read_only(weights), sums, num_threads=threads)
-        signal += float(sums[:, _SIGNAL].sum())
-        noise += float(sums[:, _NOISE].sum())
-        largest = float(np.maximum(largest, sums[:, _LARGEST].max()))  # keeps NaN
-        at = stop
+    with np.errstate(over="ignore", invalid="ignore"):  # infinities and NaN are figures
+        for weights in pieces(array, dtype):
+            stop = at + weights.size // GROUP_SIZE * GROUP_BYTES
+            sums = np.empty((-(-(stop - at) // (GROUP_BYTES * _BLOCK)), _SUMS))
+            _add_errors(data[at:stop], read_only(weights), sums, num_threads=threads)
+            signal += float(sums[:, _SIGNAL].sum())
+            noise += float(sums[:, _NOISE].sum())
+            largest = float(np.maximum(largest, sums[:, _LARGEST].max()))  # keeps NaN
+            at = stop
     return Quality(
         mse=noise / max(array.size, 1),
         snr_db=_decibels(signal, noise),

@@ -184,7 +184,7 @@ def q43nl(
         packed = np.empty(groups * GROUP_BYTES, np.uint8)
     else:
         packed = check_out(out, np.dtype(np.uint8), groups * GROUP_BYTES, array)
-        with np.errstate(over="ignore"):
+        with np.errstate(over="ignore", invalid="ignore"):
             check_storable(array, largest_storable(chosen, parameters))
     if wanted is None:
         _encode_pieces(call, array, check_importance(importance, array), packed)
@@ -204,8 +204,8 @@ def _encode_pieces(
     # What needs no memory of its own needs no pieces, at whose ends threads wait for each other.
     whole = importance is None and is_in_place(array)
     size = max(array.size, GROUP_SIZE) if whole else PIECE
-    # What overflows float32 becomes infinite, and is then refused.
-    with np.errstate(over="ignore"):
+    # What overflows float32 becomes infinite and is then refused; so is any kind of NaN.
+    with np.errstate(over="ignore", invalid="ignore"):
         for weights, weighting in zip(
             pieces(array, size=size), importance_pieces(importance, array.shape, size), strict=True
         ):
@@ -223,8 +223,8 @@ def _encode_with_feedback(
     if moments is None:
         _encode_pieces(call, array, importance, packed)
         return
-    # What overflows float32 becomes infinite, and is then refused.
-    with np.errstate(over="ignore"):
+    # What overflows float32 becomes infinite and is then refused; so is any kind of NaN.
+    with np.errstate(over="ignore", invalid="ignore"):
         if not _feedback.encode_rows(call, array, importance, moments, wanted.sweeps, packed):
             _raise_not_storable(call, array)
 

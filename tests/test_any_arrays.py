@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import oracle
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from q43nl_numba import GROUP_DTYPE, dequantize, q43nl, quality
@@ -326,6 +326,50 @@ def test_quality_of_any_numbers(tensor: np.ndarray, seed: int) -> None:
         mse = (errors**2).sum() / max(errors.size, 1)
     assert found.mse == pytest.approx(mse, rel=1e-6, nan_ok=True)
     assert found.max_abs_error == pytest.approx(errors.max(initial=0), rel=1e-6, nan_ok=True)
+
+
+@pytest.mark.slow
+@settings(max_examples=1000)
+@given(tensor=anything(), method=st.sampled_from(METHODS), data=st.data())
+def test_quantize_many_more(tensor: Any, method: str, data: Any) -> None:
+    test_quantize_anything.hypothesis.inner_test(tensor, method, data)
+
+
+@pytest.mark.slow
+@settings(max_examples=1000)
+@given(packed=st.one_of(anything(), packed_arrays()), shape=SHAPES, data=st.data())
+def test_dequantize_many_more(packed: Any, shape: Any, data: Any) -> None:
+    dtype = data.draw(st.sampled_from((*DTYPES, "no", None, int)))
+    test_dequantize_anything.hypothesis.inner_test(packed, shape, dtype)
+    if isinstance(packed, np.ndarray) and packed.dtype in (np.uint8, GROUP_DTYPE):
+        test_dequantize_any_memory.hypothesis.inner_test(packed, shape, data)
+
+
+@pytest.mark.slow
+@settings(max_examples=1000)
+@given(tensor=anything(), packed=st.one_of(anything(), packed_arrays()))
+def test_quality_of_many_more(tensor: Any, packed: Any) -> None:
+    test_quality_of_anything.hypothesis.inner_test(tensor, packed)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64", "longdouble", "float16"])
+def test_nan_that_signals(dtype: str) -> None:
+    """Converting one raises a flag of the processor, of which NumPy warns."""
+    tensor = np.zeros(64, dtype)
+    # 1 in the exponent's bits, 0 in the first of the fraction's, 1 behind it
+    bits = {"float32": 0x7F800001, "float64": 0x7FF0000000000001, "float16": 0x7C01}
+    if dtype == "longdouble":
+        tensor.view(np.uint8).reshape(64, -1)[40, 7:10] = (0x80, 0xFF, 0x7F)
+        tensor.view(np.uint8).reshape(64, -1)[40, 0] = 1
+    else:
+        tensor.view(f"u{tensor.itemsize}")[40] = bits[dtype]
+    if not np.isnan(tensor[40]):
+        pytest.skip("another long double")
+    with pytest.raises(ValueError, match=r"tensor must be finite, found 1 .* index 40"):
+        q43nl(tensor, "coarse_fine")
+    with pytest.raises(ValueError, match=r"tensor must be finite, found 1 .* index 40"):
+        q43nl(tensor[::-1][::-1], "coarse_fine", out=np.empty(38, np.uint8))
+    assert np.isnan(quality(tensor, bytes(38)).mse)
 
 
 def test_quality_of_tiny_weights_and_large_bytes() -> None:

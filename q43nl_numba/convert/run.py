@@ -16,7 +16,7 @@ import shutil
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import IO, Any, Final, Protocol
+from typing import IO, Any, BinaryIO, Final, Protocol
 
 from .errors import ModelFileError
 from .job import FilePlan, OnPiece, Progress, WrittenFile, write_file
@@ -200,7 +200,7 @@ class Partial:
     ) -> Iterator[Partial]:
         """Create the folder, or take over the one of an interrupted run."""
         os.makedirs(path, exist_ok=True)
-        with open(os.path.join(path, _LOCK), "ab") as lock:
+        with _open_lock(path) as lock:
             if not _lock(lock, lock.name):
                 raise ModelFileError(f"{path}: another process is writing it")
             journal = os.path.join(path, _JOURNAL)
@@ -254,6 +254,16 @@ class Partial:
         with contextlib.suppress(OSError):
             os.unlink(os.path.join(self._path, _LOCK))
             os.rmdir(self._path)
+
+
+def _open_lock(path: str) -> BinaryIO:
+    """Open the lock of an unfinished run's folder; leave no empty folder where that fails."""
+    try:
+        return open(os.path.join(path, _LOCK), "ab")
+    except BaseException:
+        with contextlib.suppress(OSError):
+            os.rmdir(path)
+        raise
 
 
 def _lock(file: IO[bytes], path: str) -> bool:

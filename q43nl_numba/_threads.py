@@ -18,7 +18,7 @@ from typing import Any, Final, TypeVar
 import numba
 from numba.core.compiler_lock import global_compiler_lock
 
-from ._jit import Build, compiling
+from ._jit import Build, call_compiled, compiling
 
 T = TypeVar("T")
 
@@ -88,10 +88,7 @@ class _Pool:
         with self._turn:
             try:
                 set_threads(threads)
-                run(*arguments)
-            except SystemError as error:
-                # Numba returns where a part of a loop has raised, as if none had.
-                raise (error.__cause__ or error) from None
+                call_compiled(run, arguments)
             finally:
                 set_threads(before)
 

@@ -21,7 +21,7 @@ from typing import IO, Any, BinaryIO, Final, Protocol
 from .errors import ModelFileError
 from .job import FilePlan, OnPiece, Progress, WrittenFile, write_file
 from .locks import try_lock
-from .output import check_output_folder, remove_abandoned, sync_folder
+from .output import check_output_folder, errors_name, remove_abandoned, sync_folder
 
 PARTIAL_SUFFIX: Final = ".q43nl-partial"
 _LOCK: Final = "lock"
@@ -208,6 +208,7 @@ class Partial:
             if resume and os.path.exists(journal):
                 header, done = _read_journal(journal)
                 _check_same(path, header.get("description"), description)
+                os.makedirs(os.path.join(path, _FILES), exist_ok=True)  # killed in `remove`
                 remove_abandoned(os.path.join(path, _FILES))
             else:
                 _clear(path)
@@ -282,16 +283,17 @@ def _lock(file: IO[bytes], path: str) -> bool:
 
 def _clear(path: str) -> None:
     """Remove what an unfinished run left in its folder, but for the lock."""
-    for item in os.scandir(path):
-        if item.is_dir(follow_symlinks=False):
-            shutil.rmtree(item.path, ignore_errors=True)
-        elif item.name != _LOCK:
-            os.unlink(item.path)
+    with os.scandir(path) as items:
+        for item in items:
+            if item.is_dir(follow_symlinks=False):
+                shutil.rmtree(item.path, ignore_errors=True)
+            elif item.name != _LOCK:
+                os.unlink(item.path)
 
 
 def _append(journal: str, document: Mapping[str, Any]) -> None:
     """Append a line to the journal and bring it to the disk."""
-    with open(journal, "a", encoding="utf-8") as file:
+    with errors_name(journal), open(journal, "a", encoding="utf-8") as file:
         file.write(json.dumps(document) + "\n")
         file.flush()
         os.fsync(file.fileno())

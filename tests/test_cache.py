@@ -173,11 +173,9 @@ _cache._write_whole = full
     assert str(tmp_path) in warnings
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="mounts a small disk")
-@pytest.mark.parametrize(
-    "size", [4 << 10, pytest.param(64 << 10, marks=pytest.mark.slow),
-             pytest.param(256 << 10, marks=pytest.mark.slow)]
-)  # fmt: skip
+@pytest.mark.parametrize("size", [4 << 10, 64 << 10, 256 << 10])
 def test_a_disk_too_small_for_the_entries(tmp_path, size):
     """Entries are on it whole or not at all, and the next process uses those."""
     disk = tmp_path / "disk"
@@ -191,6 +189,7 @@ def test_a_disk_too_small_for_the_entries(tmp_path, size):
             _cache._read(path)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="mounts a file system")
 def test_an_installation_that_cannot_be_written(tmp_path):
     """Mounted for reading only, which stops the administrator, too, and without a home."""

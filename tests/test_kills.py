@@ -118,14 +118,20 @@ def commands(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[str]]:
     return {name: [str(word) for word in argv] for name, argv in found.items()}
 
 
+ALL = [
+    ("convert", False), ("convert", True), ("convert file", False), ("export", False),
+    ("export", True), ("calibrate", False),
+]  # fmt: skip
+
+
 @pytest.mark.parametrize(
-    ("name", "resumes"),
+    ("name", "resumes", "tries"),
     [
-        ("convert", False), ("convert", True), ("convert file", False), ("export", False),
-        ("export", True), ("calibrate", False),
+        ("convert", True, 5),
+        ("export", True, 5),
+        *(pytest.param(*kind, 50, marks=pytest.mark.slow) for kind in ALL),
     ],
-)  # fmt: skip
-@pytest.mark.parametrize("tries", [5, pytest.param(50, marks=pytest.mark.slow)])
+)
 def test_killed_at_random_moments(
     commands: dict[str, list[str]], name: str, resumes: bool, tries: int
 ) -> None:

@@ -267,7 +267,6 @@ def survey_of_commands(
     """
     found = run(library, script)
     assert outcomes(found) == {"right", "MemoryError"}
-    assert all(counts.get("MemoryError") for counts in found.values())
     return found
 
 

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from ._arrays import check_num_threads, check_whole_groups, number_array, pieces, read_only
 from ._dequantize import decode_group, packed_bytes
-from ._jit import helper, prange
+from ._jit import prange
 from ._kernel import Kernel
 from ._layout import GROUP_BYTES, GROUP_SIZE
 from ._threads import thread_count
@@ -110,12 +110,6 @@ def quality(tensor: Any, packed: Any, *, num_threads: int | None = None) -> Qual
     )
 
 
-@helper
-def _exceeds(value: float, largest: float) -> bool:
-    """Return whether a value is above another one, or NaN; nothing is above NaN."""
-    return value > largest or value != value
-
-
 def _add_block_errors(
     data: NDArray[np.uint8], weights: NDArray[Any], sums: NDArray[np.float64]
 ) -> None:
@@ -143,14 +137,16 @@ def _add_block_errors(
                 error = abs(np.float64(decoded[i]) - w)
                 signal[i] += w * w
                 noise[i] += error * error
-                largest[i] = error if _exceeds(error, largest[i]) else largest[i]
+                # The compiler makes one instruction of this form, but NaN may be lost in it.
+                largest[i] = largest[i] if error <= largest[i] else error
         for k in range(_SUMS):
             sums[block, k] = 0.0
         for i in range(GROUP_SIZE):
             sums[block, _SIGNAL] += signal[i]
             sums[block, _NOISE] += noise[i]
-            if _exceeds(largest[i], sums[block, _LARGEST]):
-                sums[block, _LARGEST] = largest[i]
+            sums[block, _LARGEST] = max(sums[block, _LARGEST], largest[i])
+        if np.isnan(sums[block, _NOISE]):  # just then, some error is NaN
+            sums[block, _LARGEST] = np.nan
 
 
 _add_errors = Kernel(_add_block_errors)

@@ -18,13 +18,15 @@ pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="forks and POSIX
 # The work is done once, which compiles, imports and shows how long it takes. Then each try is a
 # fork that is killed.
 SERVER = """
-import contextlib, json, os, random, shutil, signal, sys, time, warnings
+import contextlib, json, os, random, shutil, signal, sys, threading, time, warnings
 from pathlib import Path
 import numpy as np
+import tqdm
 from q43nl_numba.cli import main
 from q43nl_numba.convert import sections, tensors
 
 warnings.simplefilter("ignore", DeprecationWarning)  # of forking with threads
+tqdm.tqdm.set_lock(threading.RLock())  # its own is shared with forks, one of which dies with it
 sections._SECTION_BYTES = 20_000  # so that even a tiny file is written in several steps
 tensors.PIECE_WEIGHTS = 1 << 12
 argv, out, tries, resumes = json.loads(sys.argv[1])

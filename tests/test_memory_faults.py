@@ -145,7 +145,7 @@ def outcomes(found: dict[str, dict[str, int]]) -> set[str]:
 
 
 @pytest.mark.parametrize(
-    ("threads", "groups"), [(1, 40), pytest.param(2, 300, marks=pytest.mark.slow)]
+    ("threads", "groups"), [(1, 40), pytest.param(2, 140, marks=pytest.mark.slow)]
 )
 def test_every_request_of_a_kernel(library: Path, threads: int, groups: int) -> None:
     """Requests that Numba's threads make, too: what they raise gets lost."""

@@ -91,29 +91,18 @@ def quality(tensor: Any, packed: Any, *, num_threads: int | None = None) -> Qual
     dtype = np.float32 if np.can_cast(array.dtype, np.float32) else np.float64
     signal = noise = largest = 0.0
     at = 0
-<<<<<<< HEAD
     with np.errstate(over="ignore", invalid="ignore"):  # infinities and NaN are figures
         for weights in pieces(array, dtype):
             stop = at + weights.size // GROUP_SIZE * GROUP_BYTES
-            sums = np.empty((-(-(stop - at) // (GROUP_BYTES * _BLOCK)), _SUMS))
+            blocks = -(-(stop - at) // (GROUP_BYTES * _BLOCK))
+            sums = np.full((blocks, _SUMS), _MISSING)
             _add_errors(data[at:stop], read_only(weights), sums, num_threads=threads)
+            if (sums[:, _SIGNAL] == _MISSING).any():  # what a thread of Numba raises gets lost
+                raise MemoryError(f"the sums of {blocks} blocks of groups need more memory")
             signal += float(sums[:, _SIGNAL].sum())
             noise += float(sums[:, _NOISE].sum())
             largest = float(np.maximum(largest, sums[:, _LARGEST].max()))  # keeps NaN
             at = stop
-=======
-    for weights in pieces(array, dtype):
-        stop = at + weights.size // GROUP_SIZE * GROUP_BYTES
-        blocks = -(-(stop - at) // (GROUP_BYTES * _BLOCK))
-        sums = np.full((blocks, _SUMS), _MISSING)
-        _add_errors(data[at:stop], read_only(weights), sums, num_threads=threads)
-        if (sums[:, _SIGNAL] == _MISSING).any():  # what a thread of Numba raises gets lost
-            raise MemoryError(f"the sums of {blocks} blocks of groups need more memory")
-        signal += float(sums[:, _SIGNAL].sum())
-        noise += float(sums[:, _NOISE].sum())
-        largest = float(np.maximum(largest, sums[:, _LARGEST].max()))  # keeps NaN
-        at = stop
->>>>>>> main
     return Quality(
         mse=noise / max(array.size, 1),
         snr_db=_decibels(signal, noise),

@@ -83,7 +83,7 @@ _NEVER: Final = np.float32(1e30)
 _TURNS: Final = 2
 """How often a group is refitted and its codes are moved."""
 
-SECTION: Final = 8 * GROUP_SIZE
+SECTION: Final = 16 * GROUP_SIZE
 """Columns that a sweep visits twice for one sum over the others."""
 VISITS: Final = 2
 

@@ -52,7 +52,7 @@ def feedback_options(damping: float | None, sweeps: int | None) -> dict[str, Any
         As `q43nl` does, before any work.
     """
     given = {"damping": damping, "sweeps": sweeps}
-    options = {name: value for name, value in given.items() if value is not None}
+    options: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
     weights, hessian = np.empty((0, GROUP_SIZE), np.float32), np.eye(GROUP_SIZE, dtype=np.float32)
     q43nl(weights, "grid", hessian=hessian, **options)
     return options

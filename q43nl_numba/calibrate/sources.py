@@ -90,7 +90,9 @@ def _check_finite(tensor: Tensor, values: Floats, first_row: int) -> None:
     if not is_finite.all():
         row, *rest = (int(index) for index in np.argwhere(~is_finite)[0])
         found = values[(row, *rest)]
-        raise tensor.error(f"its weights must be finite, found {found} at {[first_row + row, *rest]}")
+        raise tensor.error(
+            f"its weights must be finite, found {found} at {[first_row + row, *rest]}"
+        )
 
 
 def check_tensors(source: WeightSource, config: ModelConfig) -> None:
@@ -177,8 +179,8 @@ def _scaled_tensors(model: Model) -> Mapping[str, Tensor]:
 
 #: What tells a kind of model, and what returns its tensors; the first that fits counts.
 _KINDS: tuple[tuple[Callable[[Model], bool], Callable[[Model], Mapping[str, Tensor]]], ...] = (
-    (_is_converted, _decoded_tensors),
     (_is_engine_file, _engine_tensors),
+    (_is_converted, _decoded_tensors),
     (lambda _: True, _scaled_tensors),
 )
 

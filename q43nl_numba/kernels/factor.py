@@ -98,13 +98,13 @@ def _factorize(
     for end in range(n, 0, -BLOCK):
         start = end - BLOCK
         for part in prange(BLOCK // GROUP_SIZE):
-            top = np.int64(start + part * GROUP_SIZE)
+            top: Any = np.int64(start + part * GROUP_SIZE)
             subtract(matrix, top, top + GROUP_SIZE, end, n, start)
         status[0] = factorize_block(subtract, complete, matrix, diagonal, start, end)
         if status[0] != POSITIVE_DEFINITE:
             break
         for chunk in prange(start // BLOCK):
-            first = np.int64(chunk * BLOCK)
+            first: Any = np.int64(chunk * BLOCK)
             subtract(matrix, start, end, end, n, first)
             for bottom in range(end, start, -GROUP_SIZE):
                 top = bottom - GROUP_SIZE

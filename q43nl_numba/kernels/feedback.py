@@ -33,11 +33,11 @@ columns is visited twice for one sum over the columns outside.
 Measured on 256 rows of 512 correlated columns, in units of the loss with importance alone: rounding
 only 0.225 (with groups in order of their inputs' moments 0.220), with the group refined once 0.205,
 twice 0.203; after one sweep of single visits 0.174, with two visits to sections of 128 columns
-0.172, of 256 columns 0.170; after two sweeps of single visits 0.169, of double ones 0.167. What made
-no difference of more than 0.001: rounding groups anew with feedback in the sweeps, sweeps from the
+0.172, of 256 columns 0.170, of 512 columns 0.169; after two sweeps with those 0.167. What made no
+difference of more than 0.001: rounding groups anew with feedback in the sweeps, sweeps from the
 last group to the first, another order of columns within groups, damping of 0.0001, effort 9 of
-`optimal` instead of 2. With the scales and curves that the weights had before feedback, refitted, it
-is 0.188 instead of 0.174.
+`optimal` instead of 2. With the scales and curves that the weights had before feedback, refitted,
+it is 0.188 instead of 0.174.
 
 Arrays of rows have shape ``[blocks, columns, LANES]``: a block is `LANES` rows, one a lane. Rows do
 not depend on each other, so threads share the blocks. Numbers are float32; the loss of each row is
@@ -434,7 +434,7 @@ def _improve_rows(
         The rows by another way.
     """
     for number in prange(rows.loss.shape[0]):
-        block = np.int64(number)
+        block: Any = np.int64(number)  # the loop's own is unsigned
         load_block(weights, quadratic.order, block, rows.weights[block])
         feed_back_block(
             multiply, visit, encode_tile, statistics, parameters, eps_scale, quadratic, full, block,

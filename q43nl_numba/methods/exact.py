@@ -56,7 +56,7 @@ from ..kernels.curve import SEVENTH, STEPS
 from ..kernels.joint import OUTERMOST, SMALLEST_CURVE, decoded_level, joint_encoder
 from ..kernels.tile import LANES, Doubles, Floats, Integers, ScaleBits
 from .method import Method
-from .optimal import CODES, PARAMETERS, Parameters, optimal_parameters, try_starts
+from .optimal import CODES, PARAMETERS, Parameters, optimal_parameters, search_optimal
 
 FIRST_EFFORT: Final = 6
 """Effort of the `optimal` method whose starts give the first known error."""
@@ -111,12 +111,10 @@ def search_exact(
     curves: Integers,
     errors: Doubles,
 ) -> None:
-    """Improve on what the starts of `optimal` lead to, until nothing can be better."""
-    known_bits, known_curves = scale_bits, curves  # of groups of zeros: nothing yet
-    try_starts(
-        weights, importance, normalized, absmax, parameters, known_bits, known_curves,
-        scale_bits, curves, errors,
-    )  # fmt: skip
+    """Improve on what `optimal` finds, until nothing can be better."""
+    search_optimal(
+        weights, importance, normalized, absmax, parameters, scale_bits, curves, errors
+    )
     stack = np.empty((BOX_ROWS, STACK), np.int32)
     group = np.empty((3, GROUP_SIZE), np.float32)
     for lane in range(LANES):

@@ -7,9 +7,9 @@ in real arithmetic::
     i (7 + c (i - 7)) = r j (7 + c (j - 7)),    c = 7 (r j - i) / (i (i - 7) - r j (j - 7))
 
 So each pair of codes leaves one curve to try, if any is next to c; the scale is then the binary16
-next to the magnitude's quotient by its level. Where there is one magnitude only, all curves are
-tried with each code. What is taken decodes to the very weights. So this finds all that can be
-stored without loss.
+next to the magnitude's quotient by its level. Where there is one magnitude only, all codes and
+curves are tried for which that quotient is next to a binary16. What is taken decodes to the very
+weights. So this finds all that can be stored without loss.
 
 Ordinary weights are passed over at little cost: among any nine weights of a decoded group, two have
 the same magnitude or one is 0.
@@ -29,6 +29,7 @@ from ..._layout import (
     MAX_SCALE,
     SCALE_SIGN,
     SMALLEST_NORMAL_SCALE,
+    float_bits,
     scale_bits_not_below,
     scale_of_bits,
 )
@@ -39,6 +40,28 @@ NOT_FOUND: Final = np.uint32(0)
 
 _CURVE_ERROR: Final = 0.05
 """How far from a whole number 127 c may be: ten times what rounding the levels can amount to."""
+
+
+def inverse_levels() -> Floats:
+    """Return 1 / y of the codes 1 to 8 (rows; row 0 is not used) and the curves from -128 on."""
+    x = np.arange(OUTERMOST + 1)[:, None] / 7
+    c = np.arange(SMALLEST_CURVE, LARGEST_CURVE + 1) / LARGEST_CURVE
+    y = x + c * (x * x - x)
+    y[0] = 1
+    return (1 / y).astype(np.float32)
+
+
+_INVERSE: Final = inverse_levels()
+_REST: Final = np.uint32(0x1FFF)
+"""Bits of a float32 that a binary16 does not have."""
+_NEAR: Final = np.uint32(64)
+_NEAR_STEP: Final = np.float32(0.01)
+"""How far from a binary16 a scale may be, in units of float32's last bit, or of the least binary16.
+
+Twice what rounding the levels can amount to.
+"""
+_SMALLEST_NORMAL: Final = np.float32(2.0**-14)
+_STEPS: Final = np.float32(2.0**24)
 
 
 @helper
@@ -119,10 +142,13 @@ def pair_of_group(group: Floats, magnitudes: Floats, count: int, full: bool) -> 
     least, most = np.int32(SMALLEST_CURVE if full else -LARGEST_CURVE), np.int32(LARGEST_CURVE)
     if count == 1:
         for i in range(outermost, 0, -1):
+            if near_scales(magnitudes[0], i, least) == 0:
+                continue
             for curve in range(least, most + 1):
-                bits = scale_of_group(group, magnitudes, count, i, np.int32(curve), full)
-                if bits != NOT_FOUND:
-                    return bits, np.int32(curve)
+                if is_near_scale(magnitudes[0] * _INVERSE[i, curve - SMALLEST_CURVE]):
+                    bits = scale_of_group(group, magnitudes, count, i, np.int32(curve), full)
+                    if bits != NOT_FOUND:
+                        return bits, np.int32(curve)
         return NOT_FOUND, np.int32(0)
     ratio = np.float64(magnitudes[0]) / np.float64(magnitudes[count - 1])
     for i in range(outermost, 0, -1):
@@ -134,6 +160,24 @@ def pair_of_group(group: Floats, magnitudes: Floats, count: int, full: bool) -> 
                 if bits != NOT_FOUND:
                     return bits, curve
     return NOT_FOUND, np.int32(0)
+
+
+@helper
+def near_scales(magnitude: np.float32, code: int, least: int) -> int:
+    """Count the curves with which the scale of a code is next to a binary16."""
+    count = np.int32(0)
+    for place in range(least - SMALLEST_CURVE, _INVERSE.shape[1]):
+        count += np.int32(is_near_scale(magnitude * _INVERSE[code, place]))
+    return count
+
+
+@helper
+def is_near_scale(scale: np.float32) -> bool:
+    """Return whether a scale may be a binary16, but for rounding."""
+    rest = np.uint32(float_bits(scale) + _NEAR) & _REST
+    steps = np.float32(scale * _STEPS)
+    is_near_step = abs(steps - np.rint(steps)) <= _NEAR_STEP
+    return bool(is_near_step if scale < _SMALLEST_NORMAL else rest <= np.uint32(2) * _NEAR)
 
 
 @helper

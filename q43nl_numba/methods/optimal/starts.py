@@ -31,7 +31,6 @@ _SCALES: Final = (0.7, 1.25)
 _LARGE_SCALES: Final = (1.4, 2.3)
 _LARGE_CS: Final = (0.5, 1.0)
 """Ranges of the starts with the absmax at code 5 or 6."""
-_USUAL_C: Final = 0.2
 
 _ZERO: Final = np.float32(0)
 _ONE: Final = np.float32(1)
@@ -45,15 +44,11 @@ def midpoint(k: int, c: float) -> float:
 
 
 def start_table(scale_count: int, c_count: int) -> tuple[Integers, Floats]:
-    """Return the bins from which each code begins, for every pair of scale and c; and the pairs.
-
-    Those that are the best of most groups come first: then few of the later ones enter a list.
-    """
+    """Return the bins from which each code begins, for every pair of scale and c; and the pairs."""
     pairs = grid_of_starts(_SCALES, (-1.0, 1.0), scale_count, c_count)
     pairs += grid_of_starts(
         _LARGE_SCALES, _LARGE_CS, max(scale_count // 4, 2), max(c_count // 4, 2)
     )
-    pairs.sort(key=lambda pair: abs(pair[1] - _USUAL_C))
     rows = []
     for scale, c in pairs:
         thresholds = [scale * midpoint(k, c) for k in range(OUTERMOST)]

@@ -174,7 +174,7 @@ def search_optimal(
         )  # fmt: skip
     if guarded:
         restore_decoded(
-            weights, importance, normalized, parameters.full, scale_bits, curves, errors
+            weights, importance, normalized, sides, parameters.full, scale_bits, curves, errors
         )
 
 

@@ -69,6 +69,7 @@ def restore_decoded(
     weights: Floats,
     importance: Floats,
     normalized: Floats,
+    sides: Integers,
     full: bool,
     scale_bits: ScaleBits,
     curves: Integers,
@@ -79,6 +80,8 @@ def restore_decoded(
     Parameters
     ----------
     weights, importance, normalized : float32[GROUP_SIZE, LANES]
+    sides : int32[LANES]
+        Sign that scales are tried with first, 0 where they must be positive.
     full : bool
         Whether all codes are allowed.
     scale_bits : uint32[LANES]
@@ -99,7 +102,7 @@ def restore_decoded(
         count = distinct_magnitudes(group, magnitudes)
         if count > OUTERMOST:
             continue
-        bits, curve = pair_of_group(group, magnitudes, count, full)
+        bits, curve = pair_of_group(group, magnitudes, count, sides[lane], full)
         if bits != NOT_FOUND:
             scale_bits[lane], curves[lane], errors[lane] = bits, curve, 0.0
 
@@ -136,7 +139,9 @@ def distinct_magnitudes(group: Floats, magnitudes: Floats) -> int:
 
 
 @helper
-def pair_of_group(group: Floats, magnitudes: Floats, count: int, full: bool) -> Any:
+def pair_of_group(
+    group: Floats, magnitudes: Floats, count: int, side: int, full: bool
+) -> Any:
     """Return bits of a scale, and a curve, that a group decodes from; bits 0 if there are none."""
     outermost = OUTERMOST if full else OUTERMOST - 1
     least, most = np.int32(SMALLEST_CURVE if full else -LARGEST_CURVE), np.int32(LARGEST_CURVE)
@@ -146,7 +151,7 @@ def pair_of_group(group: Floats, magnitudes: Floats, count: int, full: bool) -> 
                 continue
             for curve in range(least, most + 1):
                 if is_near_scale(magnitudes[0] * _INVERSE[i, curve - SMALLEST_CURVE]):
-                    bits = scale_of_group(group, magnitudes, count, i, np.int32(curve), full)
+                    bits = scale_of_group(group, magnitudes[0], i, np.int32(curve), side, full)
                     if bits != NOT_FOUND:
                         return bits, np.int32(curve)
         return NOT_FOUND, np.int32(0)
@@ -156,7 +161,7 @@ def pair_of_group(group: Floats, magnitudes: Floats, count: int, full: bool) -> 
             wanted = 127.0 * 7.0 * (ratio * j - i) / (i * (i - 7.0) - ratio * j * (j - 7.0))
             curve = np.int32(np.rint(min(max(wanted, -1e3), 1e3)))
             if i != j and least <= curve <= most and abs(wanted - curve) < _CURVE_ERROR:
-                bits = scale_of_group(group, magnitudes, count, i, curve, full)
+                bits = scale_of_group(group, magnitudes[0], i, curve, side, full)
                 if bits != NOT_FOUND:
                     return bits, curve
     return NOT_FOUND, np.int32(0)
@@ -182,22 +187,25 @@ def is_near_scale(scale: np.float32) -> bool:
 
 @helper
 def scale_of_group(
-    group: Floats, magnitudes: Floats, count: int, code: int, curve: np.int32, full: bool
+    group: Floats, largest: np.float32, code: int, curve: np.int32, side: int, full: bool
 ) -> np.uint32:
-    """Return bits of the scale at which a code is the largest magnitude; 0 if others are not met."""
+    """Return bits of the scale that makes a code the largest weight; 0 if others are not met."""
     level = np.float64(decoded_level(code, np.float32(1), curve))
-    wanted = np.float32(np.float64(magnitudes[0]) / level)
+    wanted = np.float32(np.float64(largest) / level)
     above = scale_bits_not_below(min(wanted, np.float32(MAX_SCALE)))
     for bits in (above, np.uint32(above - np.uint32(1))):
         if not np.uint32(1) <= bits <= LARGEST_SCALE:
             continue
-        if decoded_level(code, scale_of_bits(bits), curve) != magnitudes[0]:
+        scale = scale_of_bits(bits)
+        if decoded_level(code, scale, curve) != largest:
             continue
-        if decodes_to(group, scale_of_bits(bits), curve, False, full):
+        has_sign = full and bits >= SMALLEST_NORMAL_SCALE
+        if has_sign and side < 0 and decodes_to(group, scale, curve, True, full):
+            return np.uint32(bits | SCALE_SIGN)
+        if decodes_to(group, scale, curve, False, full):
             return bits
-        if full and bits >= SMALLEST_NORMAL_SCALE:
-            if decodes_to(group, scale_of_bits(bits), curve, True, full):
-                return np.uint32(bits | SCALE_SIGN)
+        if has_sign and side >= 0 and decodes_to(group, scale, curve, True, full):
+            return np.uint32(bits | SCALE_SIGN)
     return NOT_FOUND
 
 

@@ -270,9 +270,7 @@ def count_boxes(weights, importance, parameters, boxes):
     curves = np.zeros(LANES, np.int32)
     joint.normalize(weights, importance, 0.0, normalized, absmax)
     joint.set_errors_of_zeros(weights, importance, absmax, found)
-    search_optimal(
-        weights, importance, normalized, absmax, parameters, scale_bits, curves, found
-    )
+    search_optimal(weights, importance, normalized, absmax, parameters, scale_bits, curves, found)
     stack = np.empty((exact.BOX_ROWS, exact.STACK), np.int32)
     for lane in range(LANES):
         if absmax[lane] > 0:

@@ -25,11 +25,11 @@ from the midpoints around it has one code all over the box: it is *settled*. The
   e8 + r8 is below the bound of all other codes, and may take it if e8 - r8 is below what they
   reach; then it is not settled.
 
-A box whose bound is not below the least error known is dropped, another one is halved, and a single
-point is decoded as a reader does. The bounds are computed in float32: every r is
-enlarged, and every bound lowered (`_margin`), by more than rounding can amount to. As the tangent
-plane misses only squares of the widths, boxes are dropped early: from a near-optimal start it takes
-about 1,600 of them for a group of normal weights, instead of 10^7 points.
+A box whose bound is not below the least error known is dropped, another one is halved, the most
+promising first, and a single point is decoded as a reader does. The bounds are computed in float32:
+every r is enlarged, and every bound lowered (`_margin`), by more than rounding can amount to. As
+the tangent plane misses only squares of the widths, boxes are dropped early: from a near-optimal
+start it takes about 1,600 of them for a group of normal weights, instead of 10^7 points.
 
 Scales beyond 98 times the largest magnitude need no box: the least positive level is 1/49 of the
 scale, so that every weight is nearest to 0 there.
@@ -115,9 +115,7 @@ def search_exact(
     errors: Doubles,
 ) -> None:
     """Improve on what `optimal` finds, until nothing can be better."""
-    search_optimal(
-        weights, importance, normalized, absmax, parameters, scale_bits, curves, errors
-    )
+    search_optimal(weights, importance, normalized, absmax, parameters, scale_bits, curves, errors)
     stack = np.empty((BOX_ROWS, STACK), np.int32)
     group = np.empty((3, GROUP_SIZE), np.float32)
     for lane in range(LANES):
@@ -247,7 +245,7 @@ def set_roots(absmax: np.float32, full: bool, side: int, stack: Integers) -> int
 
 
 @helper
-def push_root(sign: int, first: int, last: int, full: bool, stack: Integers, count: int) -> int:
+def push_root(sign: int, first: Any, last: Any, full: bool, stack: Integers, count: int) -> int:
     """Put the box of all curves and a range of scales, which may be empty, on the stack."""
     if last < first:
         return count

@@ -1,8 +1,8 @@
 """Groups that were decoded: the scale and curve that they were decoded from.
 
 The weights of such a group have at most eight magnitudes besides 0. Two of them, r times as large
-as each other and of codes i and j, tell the curve: as code k decodes to scale k / 49 (7 + c (k - 7))
-in real arithmetic::
+as each other and of codes i and j, tell the curve: as code k decodes to scale k / 49 (7 + c (k -
+7)) in real arithmetic::
 
     i (7 + c (i - 7)) = r j (7 + c (j - 7)),    c = 7 (r j - i) / (i (i - 7) - r j (j - 7))
 
@@ -139,9 +139,7 @@ def distinct_magnitudes(group: Floats, magnitudes: Floats) -> int:
 
 
 @helper
-def pair_of_group(
-    group: Floats, magnitudes: Floats, count: int, side: int, full: bool
-) -> Any:
+def pair_of_group(group: Floats, magnitudes: Floats, count: int, side: int, full: bool) -> Any:
     """Return bits of a scale, and a curve, that a group decodes from; bits 0 if there are none."""
     outermost = OUTERMOST if full else OUTERMOST - 1
     least, most = np.int32(SMALLEST_CURVE if full else -LARGEST_CURVE), np.int32(LARGEST_CURVE)
@@ -149,11 +147,12 @@ def pair_of_group(
         for i in range(outermost, 0, -1):
             if near_scales(magnitudes[0], i, least) == 0:
                 continue
-            for curve in range(least, most + 1):
-                if is_near_scale(magnitudes[0] * _INVERSE[i, curve - SMALLEST_CURVE]):
-                    bits = scale_of_group(group, magnitudes[0], i, np.int32(curve), side, full)
+            for number in range(least, most + 1):
+                if is_near_scale(magnitudes[0] * _INVERSE[i, number - SMALLEST_CURVE]):
+                    only = np.int32(number)
+                    bits = scale_of_group(group, magnitudes[0], i, only, side, full)
                     if bits != NOT_FOUND:
-                        return bits, np.int32(curve)
+                        return bits, only
         return NOT_FOUND, np.int32(0)
     ratio = np.float64(magnitudes[0]) / np.float64(magnitudes[count - 1])
     for i in range(outermost, 0, -1):
@@ -168,7 +167,7 @@ def pair_of_group(
 
 
 @helper
-def near_scales(magnitude: np.float32, code: int, least: int) -> int:
+def near_scales(magnitude: np.float32, code: int, least: Any) -> Any:
     """Count the curves with which the scale of a code is next to a binary16."""
     count = np.int32(0)
     for place in range(least - SMALLEST_CURVE, _INVERSE.shape[1]):
@@ -213,7 +212,7 @@ def scale_of_group(
 def decodes_to(
     group: Floats, scale: np.float32, curve: np.int32, negative: bool, full: bool
 ) -> bool:
-    """Return whether each weight is a level of a scale, given as magnitude and sign, and a curve."""
+    """Return whether each weight is a level of a curve and a scale, given as magnitude and sign."""
     for i in range(GROUP_SIZE):
         size = abs(group[i])
         mirrored = group[i] > 0 if negative else group[i] < 0

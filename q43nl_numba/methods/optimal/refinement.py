@@ -21,6 +21,7 @@ from ..._layout import (
     LARGEST_SCALE,
     MAX_SCALE,
     SCALE_SIGN,
+    SMALLEST_NORMAL_SCALE,
     scale_bits_not_below,
     scale_of_bits,
 )
@@ -190,7 +191,9 @@ def round_to_storable(
             lower = change_below < change_above and below > 0
             bits = below if lower else above
             change = change_below if lower else change_above
-            signed = bits | SCALE_SIGN if sign[lane] < 0 else bits
+            # Readers lose the sign of subnormals.
+            negative = sign[lane] < 0 and bits >= SMALLEST_NORMAL_SCALE
+            signed = bits | SCALE_SIGN if negative else bits
             better = change < best[lane] and bits > 0 and bits <= LARGEST_SCALE
             best[lane] = change if better else best[lane]
             scale_bits[lane] = signed if better else scale_bits[lane]

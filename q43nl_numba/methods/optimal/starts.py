@@ -3,7 +3,8 @@
 All groups have the same starts, so each group's importance and importance times magnitude are
 entered into bins once, and summed up from above. Eight lookups a start then give the five moments
 that `refinement.solve` needs: the step from code k - 1 to k adds (k^2 - (k - 1)^2) n to sum h j^2,
-where n is the importance beyond its threshold, and so on; both sides share seven of them.
+where n is the importance beyond its threshold, and so on. All searches share seven of them; in most
+starts no weight is beyond the eighth.
 """
 
 from __future__ import annotations

@@ -1,7 +1,6 @@
 """What holds for every method and any group: a few hundred groups, or 100,000 with ``-m slow``.
 
-The figures in the notes of `q43nl` are those of the slow tests here. They take six minutes on two
-cores, most of it for `exact`.
+The figures in the notes of `q43nl` are those of the slow tests here.
 """
 
 import functools
@@ -20,6 +19,9 @@ from q43nl_numba.methods.optimal import optimal_parameters, search_optimal
 
 CURVE_METHODS = [name for name in METHODS if not TABLE[name].joint]
 QUICK, MANY = 110, 100_000
+ROUNDING = 1 + 1e-12
+"""NumPy adds the squared errors in another order than the kernels."""
+
 EFFORTS = [{"effort": effort} for effort in (1, 5, 9)]
 SYMMETRIC = {"codes": "symmetric"}
 
@@ -121,7 +123,7 @@ def test_never_worse_than_grid(method, options, groups, kind):
     weights, importance = case(method, groups, kind)
     found = errors(weights, packed_of(method, options, groups, kind), importance)
     grid = errors(weights, q43nl(weights, "grid", importance=importance), importance)
-    assert np.all(found <= grid)
+    assert np.all(found <= grid * ROUNDING)
 
 
 @over(FULL_SETTINGS)
@@ -132,7 +134,7 @@ def test_never_worse_than_symmetric_codes(method, options, groups, kind):
         errors(weights, packed_of(method, both, groups, kind), importance)
         for both in (options, options | SYMMETRIC)
     )
-    worse = found > symmetric
+    worse = found > symmetric * ROUNDING
     if method == "exact" and kind == "extreme":
         # There, the search often ends before the optimum is proven.
         assert worse.mean() <= 0.01

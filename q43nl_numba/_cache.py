@@ -146,6 +146,9 @@ def _build_digest() -> str | None:
     return digest.hexdigest()[:16]
 
 
+_build_digest()  # now: the sources may be replaced before the first compilation
+
+
 def _remove_old_builds(parent: Path) -> None:
     """Remove the folders of builds that were made long ago."""
     builds = sorted(parent.iterdir(), key=lambda folder: folder.stat().st_mtime, reverse=True)

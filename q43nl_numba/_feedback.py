@@ -15,7 +15,7 @@ from ._layout import GROUP_BYTES, GROUP_SIZE
 from ._portions import Call
 from ._threads import thread_count
 from .kernels import feedback, quadratic
-from .kernels.factor import BLOCK, POSITIVE_DEFINITE, factorize
+from .kernels.factor import BLOCK, OUT_OF_MEMORY, POSITIVE_DEFINITE, factorize
 from .kernels.feedback import Rows
 from .kernels.quadratic import Quadratic
 from .kernels.tile import LANES, Floats
@@ -182,6 +182,8 @@ def _factorized(
     quadratic.set_damped(hessian, order, factor, damping, root, num_threads=threads)
     status = np.empty(1, np.int32)
     factorize(root, status, num_threads=threads)
+    if status[0] == OUT_OF_MEMORY:
+        raise MemoryError(f"a hessian of {columns} columns needs more memory")
     if status[0] != POSITIVE_DEFINITE:
         raise ValueError(
             f"hessian must be positive definite after damping, found that it is not at column "

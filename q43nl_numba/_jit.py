@@ -34,6 +34,7 @@ __all__ = [
     "IS_COMPILED",
     "Build",
     "TileFunction",
+    "call_compiled",
     "compiling",
     "fma",
     "helper",
@@ -91,7 +92,7 @@ class Build:
     def __call__(self, *arguments: Any) -> None:
         self.prepare(*arguments)
         if IS_COMPILED:
-            self.compiled(*arguments)
+            call_compiled(self.compiled, arguments)
         else:
             with np.errstate(all="ignore"):  # compiled code does not warn either
                 self.compiled(*arguments)
@@ -103,6 +104,29 @@ class Build:
             signature = tuple(map(numba.typeof, arguments))
             _compile_apart(lambda: self.compiled.compile(signature))
             self._known.add(kinds)
+
+
+def call_compiled(function: Callable[..., Any], arguments: tuple[Any, ...]) -> None:
+    """Call a compiled function, and raise what Numba loses or replaces.
+
+    Where a part of a parallel loop raises, Numba returns all the same, which is a SystemError. And
+    for a function among the arguments it calls Python code, whose errors it overlooks: then it
+    misses the result. In the main thread that is where a signal was handled, in others where there
+    was no memory.
+    """
+    try:
+        function(*arguments)
+    except SystemError as error:
+        raise (error.__cause__ or error) from None
+    except TypeError as error:
+        if not str(error).startswith(_ADDRESS_LOOKUPS):
+            raise
+        in_main_thread = threading.current_thread() is threading.main_thread()
+        raise (KeyboardInterrupt() if in_main_thread else MemoryError()) from None
+
+
+_ADDRESS_LOOKUPS: Final = ("_get_wrapper_address()", "_get_jit_address()")
+"""How the messages begin that Numba has for a missing argument of its own."""
 
 
 class TileFunction:

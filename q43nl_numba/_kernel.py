@@ -13,8 +13,9 @@ class Kernel:
     """A function with a ``prange`` loop, compiled once for one thread and once for many.
 
     The serial build runs where Numba's threads must not be touched: in a forked child of a process
-    that already used them, and for callers that ask for a single thread (who may run several such
-    calls at once from threads of their own).
+    that already used them, inside a parallel kernel of the caller's where that ends the process,
+    and for callers that ask for a single thread (who may run several such calls at once from
+    threads of their own).
 
     Parameters
     ----------
@@ -29,7 +30,7 @@ class Kernel:
 
     def __call__(self, *arguments: Any, num_threads: int) -> None:
         """Run the loop over all items."""
-        if num_threads == 1 or pool.lost_in_fork or not IS_COMPILED:
+        if num_threads == 1 or not IS_COMPILED or not pool.is_usable():
             self._serial(*arguments)
         else:
             pool.launch(self._parallel, arguments, num_threads)

@@ -28,12 +28,11 @@ from .methods import Method
 _NANOSECONDS: Final = 5e8
 """Time between two looks for interrupts."""
 
-STATISTICS_PORTION: Final = 1 << 18
+STATISTICS_PORTION: Final = 1 << 17
 """Most weights of which the statistics are taken at once.
 
-SciPy's calls take 0.4 ms before they begin, which is a fifth of the time of half as many weights;
-twice as many need temporaries that the C library hands back to the system after every call, and
-new pages for them take as long.
+Twice as many need temporaries that the C library hands back to the system after every call, and
+new pages for them take as long as the statistics; of half as many, the calls take too large a part.
 """
 
 _PORTIONS_A_THREAD: Final = 2

@@ -102,7 +102,8 @@ def run(work: Callable[[], int], *, debug: bool = False) -> int:
             _forget_stdout()  # the reader of the output has seen enough
             return DONE
         except (KeyboardInterrupt, Ended) as ended:
-            return _ended_by(ended.number if isinstance(ended, Ended) else signal.SIGINT)
+            number = ended.number if isinstance(ended, Ended) else signal.SIGINT
+            return _ended_by(signals.received or number)
         except Exception as error:
             if signals.received:  # an import may turn the interrupt into an error of its own
                 return _ended_by(signals.received)

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from ._arrays import check_num_threads, check_whole_groups, number_array, pieces, read_only
 from ._dequantize import decode_group, packed_bytes
-from ._jit import helper, prange
+from ._jit import prange
 from ._kernel import Kernel
 from ._layout import GROUP_BYTES, GROUP_SIZE
 from ._threads import thread_count
@@ -23,6 +23,9 @@ _COST: Final = 0.5
 """Nanoseconds that a weight takes on one core."""
 
 _SIGNAL, _NOISE, _LARGEST, _SUMS = 0, 1, 2, 3
+
+_MISSING: Final = -1.0
+"""A sum of squares that no block has."""
 
 
 @dataclass(frozen=True)
@@ -63,6 +66,8 @@ def quality(tensor: Any, packed: Any, *, num_threads: int | None = None) -> Qual
         An argument is not an array of numbers or bytes.
     ValueError
         The sizes do not belong together.
+    MemoryError
+        There is not enough memory for the comparison.
 
     Examples
     --------
@@ -88,8 +93,11 @@ def quality(tensor: Any, packed: Any, *, num_threads: int | None = None) -> Qual
     at = 0
     for weights in pieces(array, dtype):
         stop = at + weights.size // GROUP_SIZE * GROUP_BYTES
-        sums = np.empty((-(-(stop - at) // (GROUP_BYTES * _BLOCK)), _SUMS))
+        blocks = -(-(stop - at) // (GROUP_BYTES * _BLOCK))
+        sums = np.full((blocks, _SUMS), _MISSING)
         _add_errors(data[at:stop], read_only(weights), sums, num_threads=threads)
+        if (sums[:, _SIGNAL] == _MISSING).any():  # what a thread of Numba raises gets lost
+            raise MemoryError(f"the sums of {blocks} blocks of groups need more memory")
         signal += float(sums[:, _SIGNAL].sum())
         noise += float(sums[:, _NOISE].sum())
         largest = float(np.maximum(largest, sums[:, _LARGEST].max()))  # keeps NaN
@@ -100,12 +108,6 @@ def quality(tensor: Any, packed: Any, *, num_threads: int | None = None) -> Qual
         max_abs_error=largest,
         bits_per_weight=8 * GROUP_BYTES / GROUP_SIZE,
     )
-
-
-@helper
-def _exceeds(value: float, largest: float) -> bool:
-    """Return whether a value is above another one, or NaN; nothing is above NaN."""
-    return value > largest or value != value
 
 
 def _add_block_errors(
@@ -135,14 +137,16 @@ def _add_block_errors(
                 error = abs(np.float64(decoded[i]) - w)
                 signal[i] += w * w
                 noise[i] += error * error
-                largest[i] = error if _exceeds(error, largest[i]) else largest[i]
+                # The compiler makes one instruction of this form, but NaN may be lost in it.
+                largest[i] = largest[i] if error <= largest[i] else error
         for k in range(_SUMS):
             sums[block, k] = 0.0
         for i in range(GROUP_SIZE):
             sums[block, _SIGNAL] += signal[i]
             sums[block, _NOISE] += noise[i]
-            if _exceeds(largest[i], sums[block, _LARGEST]):
-                sums[block, _LARGEST] = largest[i]
+            sums[block, _LARGEST] = max(sums[block, _LARGEST], largest[i])
+        if np.isnan(sums[block, _NOISE]):  # just then, some error is NaN
+            sums[block, _LARGEST] = np.nan
 
 
 _add_errors = Kernel(_add_block_errors)

@@ -109,6 +109,9 @@ def q43nl(
     num_threads : int, optional
         Most threads to use, of those that Numba has (``NUMBA_NUM_THREADS``). By default Numba's
         current setting. A call uses as many as its work is worth: one for less than 4 ms of it.
+        Under Numba's "workqueue" layer, which serves one launch at a time, a call from inside a
+        parallel kernel of your own (in ``objmode``) takes one thread, too; and while such a kernel
+        runs on another thread, ask for 1 here, because Numba ends the process where two meet.
 
     Returns
     -------

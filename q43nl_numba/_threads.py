@@ -18,7 +18,7 @@ from typing import Any, Final, TypeVar
 import numba
 from numba.core.compiler_lock import global_compiler_lock
 
-from ._jit import Build, compiling
+from ._jit import Build, call_compiled, compiling
 
 T = TypeVar("T")
 
@@ -68,6 +68,17 @@ class _Pool:
                 f"found {layer!r}: {error}"
             ) from error
 
+    def is_usable(self) -> bool:
+        """Return whether the calling thread may launch: whether the pool can serve it.
+
+        A launch from inside a parallel kernel, which calls Python in an ``objmode`` block, ends the
+        process under the workqueue layer. There the block runs on a thread of the layer. Numba does
+        not tell its threads from others, but Python knows that it did not start them.
+        """
+        if self.lost_in_fork:
+            return False
+        return _was_started_by_python() or _started_layer() != "workqueue"
+
     def launch(self, kernel: Build, arguments: tuple[Any, ...], threads: int) -> None:
         """Run a parallel kernel on some threads; the caller's setting is as before afterwards."""
         before = self.setting()
@@ -77,7 +88,7 @@ class _Pool:
         with self._turn:
             try:
                 set_threads(threads)
-                run(*arguments)
+                call_compiled(run, arguments)
             finally:
                 set_threads(before)
 
@@ -96,15 +107,20 @@ class _Pool:
     def after_fork_in_child(self) -> None:
         """Give up the pool if the parent had started it: its threads are gone."""
         self.after_fork_in_parent()
-        self.lost_in_fork = self.lost_in_fork or _is_started()
+        self.lost_in_fork = self.lost_in_fork or _started_layer() is not None
 
 
-def _is_started() -> bool:
+def _started_layer() -> str | None:
+    """Return the name of the threading layer, None if the pool has not been started."""
     try:
-        numba.threading_layer()  # type: ignore[attr-defined]
+        return str(numba.threading_layer())  # type: ignore[attr-defined]
     except ValueError:
-        return False
-    return True
+        return None
+
+
+def _was_started_by_python() -> bool:
+    """Return whether the calling thread is the main thread or one that `threading` started."""
+    return not isinstance(threading.current_thread(), threading._DummyThread)
 
 
 def _set_threads(count: int) -> None:

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from test_disk_faults import small_disk
 from test_kernels import PACKAGE, PRELUDE, run
 
 from q43nl_numba import _cache
@@ -136,6 +137,24 @@ def test_a_sound_entry_of_something_else_is_replaced(tmp_path, filled):
     assert warnings.count("RuntimeWarning") == 1
 
 
+def test_damage_at_every_length_is_noticed(tmp_path, filled):
+    """Cut anywhere, or changed in any byte: an entry is used as it was written, or not at all."""
+    folder, _ = filled
+    content = min((path.read_bytes() for path in entries(folder)), key=len)
+    lengths = {*range(200), *range(len(content) - 200, len(content))}
+    lengths |= set(range(0, len(content), max(len(content) // 500, 1)))
+    entry = tmp_path / "entry.nbc"
+    entry.write_bytes(content)
+    _cache._read(entry)
+    for length in lengths:
+        entry.write_bytes(content[:length])
+        with pytest.raises(ValueError, match="is damaged"):
+            _cache._read(entry)
+        entry.write_bytes(content[:length] + bytes([content[length] ^ 1]) + content[length + 1 :])
+        with pytest.raises(ValueError, match="is damaged"):
+            _cache._read(entry)
+
+
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="the system has no full device")
 def test_a_full_disk_costs_a_warning(tmp_path):
     """As when no byte can be written any more."""
@@ -152,6 +171,39 @@ _cache._write_whole = full
     assert warnings.count("RuntimeWarning") == 1
     assert "No space left" in warnings
     assert str(tmp_path) in warnings
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="mounts a small disk")
+@pytest.mark.parametrize("size", [4 << 10, 64 << 10, 256 << 10])
+def test_a_disk_too_small_for_the_entries(tmp_path, size):
+    """Entries are on it whole or not at all, and the next process uses those."""
+    disk = tmp_path / "disk"
+    with small_disk(disk, size):
+        found, warnings = run_with_warnings(SCRIPT, NUMBA_CACHE_DIR=str(disk))
+        assert found == run(SCRIPT)
+        assert warnings.count("RuntimeWarning") == 1
+        assert "No space left" in warnings
+        assert not list(disk.rglob("*.tmp"))
+        for path in entries(disk):
+            _cache._read(path)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="mounts a file system")
+def test_an_installation_that_cannot_be_written(tmp_path):
+    """Mounted for reading only, which stops the administrator, too, and without a home."""
+    package = copy_of_the_package(tmp_path / "lib")
+    command = ["mount", "--bind", "-o", "ro", str(package.parent), str(package.parent)]
+    if subprocess.run(command, check=False, capture_output=True).returncode:
+        pytest.skip("nothing can be mounted")
+    try:
+        with pytest.raises(OSError, match="Read-only"):
+            (package / "file").touch()
+        environment = {"NUMBA_CACHE_DIR": None, **no_home(tmp_path)}
+        assert run(SCRIPT, package=package, **environment) == run(SCRIPT)
+    finally:
+        subprocess.run(["umount", str(package.parent)], check=True)
 
 
 def test_an_unfinished_write_leaves_nothing(tmp_path, monkeypatch):
@@ -233,6 +285,22 @@ def test_another_network_size_counts(tmp_path):
     assert with_old_cache == run(smaller, package=package, NUMBA_CACHE_DIR=str(tmp_path / "fresh"))
 
 
+def test_an_upgrade_under_a_running_process(tmp_path):
+    """What it compiles of the sources that it has read is not kept as made of the new ones."""
+    package = copy_of_the_package(tmp_path)
+    cache = {"NUMBA_CACHE_DIR": str(tmp_path / "cache")}
+    old, new = "_FINE_STEP: Final = 2.0", "_FINE_STEP: Final = 9.0"
+    script = f"""
+    from pathlib import Path
+    path = Path({str(package / "methods" / "coarse_fine.py")!r})
+    path.write_text(path.read_text().replace({old!r}, {new!r}))
+    print(digest(["coarse_fine"], num_threads=1))
+    """
+    before = run(script, package=package, **cache)
+    assert before == run(SCRIPT)
+    assert run(SCRIPT, package=package, **cache) != before
+
+
 def test_old_builds_are_removed(tmp_path):
     for number in range(9):
         folder = tmp_path / f"build{number}"
@@ -244,7 +312,8 @@ def test_old_builds_are_removed(tmp_path):
     assert kept == [f"build{number}" for number in range(9 - _cache._KEPT_BUILDS, 9)]
 
 
-def test_processes_that_compile_at_once(tmp_path):
+@pytest.mark.parametrize("count", [3, pytest.param(8, marks=pytest.mark.slow)])
+def test_processes_that_compile_at_once(tmp_path, count):
     """All of them end with the same bytes, and what they leave is sound."""
     environment = {
         **os.environ,
@@ -259,7 +328,7 @@ def test_processes_that_compile_at_once(tmp_path):
             stdout=subprocess.PIPE,
             text=True,
         )
-        for _ in range(3)
+        for _ in range(count)
     ]
     found = {process.communicate(timeout=600)[0].strip() for process in processes}
     assert found == {run(SCRIPT)}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -153,7 +154,7 @@ def test_another_version_is_not_resumed(
         convert_model(folder, tmp_path / "out", "grid", resume=True)
 
 
-@pytest.mark.parametrize("damage", ["file", "no file", "journal line", "journal"])
+@pytest.mark.parametrize("damage", ["file", "no file", "no folder", "journal line", "journal"])
 def test_what_was_damaged_meanwhile_is_made_again(
     folder: Path, tmp_path: Path, damage: str
 ) -> None:
@@ -165,6 +166,8 @@ def test_what_was_damaged_meanwhile_is_made_again(
         first.write_bytes(first.read_bytes()[:-1] + b"x")
     elif damage == "no file":
         first.unlink()
+    elif damage == "no folder":  # as after a kill while the folder was removed
+        shutil.rmtree(first.parent)
     elif damage == "journal line":
         journal.write_bytes(journal.read_bytes()[:-20])  # the last line has no end
     else:

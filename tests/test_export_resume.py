@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -165,7 +166,7 @@ def test_another_input_is_not_resumed(tmp_path: Path, monkeypatch: pytest.Monkey
         export_model(copy.path, path, method="grid", resume=True)
 
 
-@pytest.mark.parametrize("damage", ["cut", "changed", "gone", "longer"])
+@pytest.mark.parametrize("damage", ["cut", "changed", "gone", "no folder", "longer"])
 def test_what_was_damaged_is_written_again(
     damage: str, tmp_path: Path, whole: bytes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -175,6 +176,8 @@ def test_what_was_damaged_is_written_again(
     content = bytearray(growing.read_bytes())
     if damage == "gone":
         growing.unlink()
+    elif damage == "no folder":  # as after a kill while the folder was removed
+        shutil.rmtree(growing.parent)
     elif damage == "cut":
         growing.write_bytes(content[: len(content) // 2])
     elif damage == "longer":

@@ -108,7 +108,8 @@ interrupts = finished = 0
 sender = threading.Thread(target=send)
 sender.start()
 end = time.monotonic() + SECONDS
-while time.monotonic() < end:
+# On a machine that is busy, until some calls have come to their end.
+while time.monotonic() < end or (finished <= 10 and time.monotonic() < end + 200):
     try:
         armed = True
         assert q43nl(small, "grid", num_threads=2).tobytes() == expected

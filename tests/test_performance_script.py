@@ -14,6 +14,7 @@ sys.path.append(str(TOP))  # the programs are not part of the package
 from asv_bench.tables import (  # noqa: E402
     commands,
     contenders,
+    conversions,
     fixed_costs,
     measuring,
     performance,
@@ -206,6 +207,25 @@ def test_a_commands_peak_is_its_own():
 def test_a_command_that_fails_is_an_error(tmp_path):
     with pytest.raises(commands.subprocess.CalledProcessError):
         commands.time_command("convert", str(tmp_path / "missing"), str(tmp_path / "out"))
+
+
+def test_conversions_beside_the_kernels(tmp_path, rng, monkeypatch, capsys):
+    safetensors = pytest.importorskip("safetensors.numpy")
+    pytest.importorskip("ml_dtypes")
+    path = tmp_path / "small.safetensors"
+    matrix = rng.standard_normal((40, ROW), dtype=np.float32)
+    safetensors.save_file({"matrix": matrix, "other": matrix[:1]}, path)
+    monkeypatch.setattr(conversions, "VARIANTS", VARIANTS[:2])
+    conversions.main([str(path), "--method", "grid", "--repeat", "1"])
+    note, table = capsys.readouterr().out.strip().split("\n\n")
+    assert "`small.safetensors`, 167,936 weights" in note
+    heading, row = cells(table)
+    assert len(row) == len(heading)
+    assert row[0] == "grid"
+    assert row[5] == "0.1 MB"
+    worst, mean = (float(cell.split()[0]) for cell in (row[7], row[6]))
+    assert 20 < worst <= mean < 23
+    assert [item.name for item in tmp_path.iterdir()] == [path.name]
 
 
 def test_fixed_costs(monkeypatch):

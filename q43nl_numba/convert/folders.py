@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 from collections.abc import Iterable
@@ -12,6 +13,8 @@ from .errors import ModelFileError
 #: How deep the files beside a model's weights may lie, as `1_Pooling/config.json` does.
 _DEEPEST: Final = 3
 _LONGEST_NAME: Final = 255
+
+_DISK_FULL: Final = (errno.ENOSPC, errno.EFBIG, getattr(errno, "EDQUOT", errno.ENOSPC))
 
 
 def list_files(folder: str) -> list[str]:
@@ -60,7 +63,12 @@ def copy_files(source: str, names: Iterable[str], target: str) -> None:
     for name in names:
         path = os.path.join(target, *name.split("/"))
         os.makedirs(os.path.dirname(path), exist_ok=True)
-        shutil.copyfile(check_inside(source, name), path)
+        try:
+            shutil.copyfile(check_inside(source, name), path)
+        except OSError as error:
+            if error.errno in _DISK_FULL:  # else the error names the file that is read
+                raise OSError(error.errno, error.strerror, path) from error
+            raise
 
 
 def _collect(folder: str, below: str, depth: int, found: list[str]) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any, Final
 
 import numpy as np
@@ -68,7 +68,7 @@ class Pack(Recipe):
     def merged(self, findings: Sequence[Any]) -> Any:
         """Return the figures of all parts together."""
         figures = [Figures.from_document(finding) for finding in findings]
-        return asdict(sum(figures[1:], figures[0]))
+        return sum(figures[1:], figures[0]).document()
 
 
 class _Packer(Maker):
@@ -96,7 +96,7 @@ class _Packer(Maker):
 
     def finding(self) -> dict[str, Any]:
         """Return the figures."""
-        return asdict(self._judge.figures())
+        return self._judge.figures().document()
 
 
 def _unquantizable(recipe: Pack) -> ModelFileError | None:

@@ -16,12 +16,12 @@ import shutil
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import IO, Any, Final, Protocol
+from typing import IO, Any, BinaryIO, Final, Protocol
 
 from .errors import ModelFileError
 from .job import FilePlan, OnPiece, Progress, WrittenFile, write_file
 from .locks import try_lock
-from .output import check_output_folder, remove_abandoned, sync_folder
+from .output import check_output_folder, errors_name, remove_abandoned, sync_folder
 
 PARTIAL_SUFFIX: Final = ".q43nl-partial"
 _LOCK: Final = "lock"
@@ -200,7 +200,7 @@ class Partial:
     ) -> Iterator[Partial]:
         """Create the folder, or take over the one of an interrupted run."""
         os.makedirs(path, exist_ok=True)
-        with open(os.path.join(path, _LOCK), "ab") as lock:
+        with _open_lock(path) as lock:
             if not _lock(lock, lock.name):
                 raise ModelFileError(f"{path}: another process is writing it")
             journal = os.path.join(path, _JOURNAL)
@@ -208,6 +208,7 @@ class Partial:
             if resume and os.path.exists(journal):
                 header, done = _read_journal(journal)
                 _check_same(path, header.get("description"), description)
+                os.makedirs(os.path.join(path, _FILES), exist_ok=True)  # killed in `remove`
                 remove_abandoned(os.path.join(path, _FILES))
             else:
                 _clear(path)
@@ -256,6 +257,16 @@ class Partial:
             os.rmdir(self._path)
 
 
+def _open_lock(path: str) -> BinaryIO:
+    """Open the lock of an unfinished run's folder; leave no empty folder where that fails."""
+    try:
+        return open(os.path.join(path, _LOCK), "ab")
+    except BaseException:
+        with contextlib.suppress(OSError):
+            os.rmdir(path)
+        raise
+
+
 def _lock(file: IO[bytes], path: str) -> bool:
     """Lock an open file, which must still be at its path.
 
@@ -272,16 +283,17 @@ def _lock(file: IO[bytes], path: str) -> bool:
 
 def _clear(path: str) -> None:
     """Remove what an unfinished run left in its folder, but for the lock."""
-    for item in os.scandir(path):
-        if item.is_dir(follow_symlinks=False):
-            shutil.rmtree(item.path, ignore_errors=True)
-        elif item.name != _LOCK:
-            os.unlink(item.path)
+    with os.scandir(path) as items:
+        for item in items:
+            if item.is_dir(follow_symlinks=False):
+                shutil.rmtree(item.path, ignore_errors=True)
+            elif item.name != _LOCK:
+                os.unlink(item.path)
 
 
 def _append(journal: str, document: Mapping[str, Any]) -> None:
     """Append a line to the journal and bring it to the disk."""
-    with open(journal, "a", encoding="utf-8") as file:
+    with errors_name(journal), open(journal, "a", encoding="utf-8") as file:
         file.write(json.dumps(document) + "\n")
         file.flush()
         os.fsync(file.fileno())

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from .._jit import fma, helper, prange
 from .._kernel import Kernel
 from .._layout import GROUP_SIZE
-from .tile import LANES, Doubles, Integers
+from .tile import LANES, Bytes, Doubles, Integers
 
 TERMS: Final = 16
 """Terms of a product added at a time: the rows of those fit the L1 cache beside the result."""
@@ -24,6 +24,8 @@ BLOCK: Final = LANES
 """Rows and columns of the matrix that are worked on at a time; its size is a multiple of this."""
 
 POSITIVE_DEFINITE: Final = -1
+OUT_OF_MEMORY: Final = -2
+"""What `factorize` found, where that is not the number of a column."""
 
 _NOISE: Final = 2.0**-40
 """Pivots are nothing but rounding below this share of the diagonal."""
@@ -78,18 +80,24 @@ def _factorize(matrix: Doubles, status: Integers) -> None:
         elements above the diagonal are left with no meaning.
 
     status : int32[1]
-        Overwritten with `POSITIVE_DEFINITE`, or the column whose pivot is not above rounding.
+        Overwritten with `POSITIVE_DEFINITE`, the column whose pivot is not above rounding, or
+        `OUT_OF_MEMORY`: what a loop on several threads raises gets lost.
     """
     status[0] = POSITIVE_DEFINITE
     n = matrix.shape[0]
     diagonal = np.empty(n, np.float64)
     for k in range(n):
         diagonal[k] = matrix[k, k]
+    done = np.zeros(max(BLOCK // GROUP_SIZE, n // BLOCK), np.uint8)
     for end in range(n, 0, -BLOCK):
         start = end - BLOCK
         for part in prange(BLOCK // GROUP_SIZE):
             top = start + part * GROUP_SIZE
             subtract_later(matrix, top, top + GROUP_SIZE, end, n, start)
+            done[part] = 1
+        status[0] = OUT_OF_MEMORY
+        if not all_done(done, BLOCK // GROUP_SIZE):
+            break
         status[0] = factorize_block(matrix, diagonal, start, end)
         if status[0] != POSITIVE_DEFINITE:
             break
@@ -99,6 +107,20 @@ def _factorize(matrix: Doubles, status: Integers) -> None:
                 top = bottom - GROUP_SIZE
                 subtract_later(matrix, top, bottom, bottom, end, chunk * BLOCK)
                 solve(matrix, top, bottom, chunk * BLOCK, (chunk + 1) * BLOCK)
+            done[chunk] = 1
+        if not all_done(done, start // BLOCK):
+            status[0] = OUT_OF_MEMORY
+            break
+
+
+@helper
+def all_done(done: Bytes, count: int) -> bool:
+    """Return whether so many first items are marked, and take the marks away."""
+    marked = 0
+    for item in range(count):
+        marked += done[item]
+        done[item] = 0
+    return marked == count
 
 
 @helper

@@ -457,6 +457,7 @@ def feed_back_block(
             for i in range(GROUP_SIZE):
                 importance[lane * GROUP_SIZE + i] = quadratic.importance[g * GROUP_SIZE + i]
         own = statistics_of(statistics, block, g, quadratic.order)
+        status[0] = 0  # not that of the group before: where memory runs out, none is written
         encode_tile(centers, importance, own, parameters, eps_scale, packed, status, np.int64(0))
         if status[0] != ENCODED:
             return

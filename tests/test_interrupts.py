@@ -165,7 +165,7 @@ for name, argv in commands.items():
             for path in out.parent.rglob("*.tmp"):
                 raise AssertionError((name, number, str(path)))
             assert result == "interrupted" or "interrupted" in result[1], (name, number, result)
-        if not (resumed and is_interrupted):
+        if out.exists() or not (resumed and is_interrupted):  # complete: nothing to resume
             clear()
     if not out.exists():
         assert run_quietly(argv)[0] == 0

@@ -249,8 +249,12 @@ class Partial:
         with contextlib.suppress(FileNotFoundError):
             os.rmdir(folder)  # an empty one
         os.rename(self.files, folder)
+        self.forget()
         sync_folder(os.path.dirname(os.path.abspath(folder)))
-        self.remove()
+
+    def forget(self) -> None:
+        """Let the end of the run, whatever it is, remove the folder: the output is complete."""
+        self._done = {}
 
     def remove(self) -> None:
         """Remove the folder, its lock last."""

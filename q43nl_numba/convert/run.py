@@ -206,7 +206,7 @@ class Partial:
                 raise ModelFileError(f"{path}: another process is writing it")
             journal = os.path.join(path, _JOURNAL)
             done: dict[str, WrittenFile] = {}
-            if resume and os.path.exists(journal):
+            if resume and _has_begun(journal):
                 header, done = _read_journal(journal)
                 _check_same(path, header["description"], description)
                 os.makedirs(os.path.join(path, _FILES), exist_ok=True)  # killed in `remove`
@@ -304,6 +304,15 @@ def _append(journal: str, document: Mapping[str, Any]) -> None:
         file.write(json.dumps(document) + "\n")
         file.flush()
         os.fsync(file.fileno())
+
+
+def _has_begun(journal: str) -> bool:
+    """Return whether a journal's first line was written whole, before which no file was begun."""
+    try:
+        with open(journal, "rb") as file:
+            return file.readline().endswith(b"\n")
+    except FileNotFoundError:
+        return False
 
 
 def _read_journal(path: str) -> tuple[dict[str, Any], dict[str, WrittenFile]]:

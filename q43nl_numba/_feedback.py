@@ -26,8 +26,10 @@ SWEEPS: Final = 1
 
 MOST_DAMPING: Final = 1e6
 
-_COST: Final = 0.05
+_COST: Final = 0.03
 """Nanoseconds that a core takes for a term of a product: for a weight, by a column."""
+_COST_OF_A_PASS: Final = 40.0
+"""Nanoseconds that a core takes for a weight in a pass or sweep, whatever the columns."""
 
 _NANOSECONDS: Final = 5e8
 """Time between two looks for interrupts, about."""
@@ -220,7 +222,8 @@ def encode_rows(
     columns alone.
     """
     columns = array.shape[-1]
-    nanoseconds = (2 + sweeps) * _COST * columns  # of a weight
+    # Of a weight. The first pass takes half of the terms: those of the columns before.
+    nanoseconds = (0.5 + sweeps) * _COST * columns + (1 + sweeps) * _COST_OF_A_PASS
     threads = thread_count(call.num_threads, nanoseconds * array.size)
     at = 0
     for piece in pieces(array, size=_piece_rows(columns, nanoseconds, threads) * columns):
@@ -256,21 +259,26 @@ def _take_better_rows(
     statistics = None
     if call.method.statistics is not None:
         statistics = call.method.statistics(weights.reshape(-1, GROUP_SIZE))
-    encode_tile = call.method.encoder.tile_function(weights).compiled
     rows = _new_rows(*weights.shape)
-    feedback.load_rows(weights, moments.order, rows.weights, num_threads=threads)
-    parameters = call.method.feedback_parameters(call.parameters)
-    feedback.feed_back(
-        encode_tile, statistics, parameters, call.eps_scale, moments, full, rows,
+    steps = feedback.steps_of(moments.order.size, sweeps)
+    feedback.improve_rows(
+        feedback.MULTIPLY.compiled,
+        feedback.VISIT.compiled,
+        call.method.encoder.tile_function(weights).compiled,
+        statistics,
+        call.method.feedback_parameters(call.parameters),
+        call.eps_scale,
+        moments,
+        full,
+        sweeps,
+        steps,
+        weights,
+        rows,
+        packed,
         num_threads=threads,
-    )  # fmt: skip
-    for _ in range(sweeps):
-        feedback.sweep(moments, full, rows, num_threads=threads)
-    better = np.empty(weights.shape[0], np.bool_)
-    feedback.compare(packed, moments, rows, better, num_threads=threads)
-    if (rows.finished != sweeps + 2).any():
+    )
+    if (rows.steps != steps).any():
         raise MemoryError(f"{weights.shape[0]} rows of {weights.shape[1]} weights need more memory")
-    feedback.store_rows(moments.order, rows, better, packed, num_threads=threads)
 
 
 def _new_rows(count: int, columns: int) -> Rows:

@@ -283,6 +283,17 @@ def test_damaged_weights(tmp_path):
         tensors["model.layers.1.input_layernorm.weight"][3] = np.nan
 
     change_tensors(folder, spoil)
+    problem = r"tensor 'model.layers.1.input_layernorm.weight'.*must be finite, found nan at \[3\]"
+    refused(tmp_path, folder, problem, tokens=40, window=20, error=ModelFileError)
+
+
+def test_weights_so_large_that_activations_overflow(tmp_path):
+    folder = model_folder(tmp_path)
+
+    def spoil(tensors):
+        tensors["model.layers.1.input_layernorm.weight"][:] = np.float32(3e38)
+
+    change_tensors(folder, spoil)
     problem = r"inputs of 'model.layers.1.self_attn.q_proj.weight' must be finite"
     refused(tmp_path, folder, problem, tokens=40, window=20)
 

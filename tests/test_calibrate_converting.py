@@ -3,6 +3,7 @@
 import argparse
 import inspect
 import json
+import re
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ pytest.importorskip("ml_dtypes")
 pytest.importorskip("tqdm")
 
 from calibrate_folders import change_tensors, model_folder, text_file
+from safetensors import safe_open
 from safetensors.numpy import load_file
 
 from q43nl_numba import cli, dequantize, q43nl
@@ -64,8 +66,6 @@ def test_the_bytes_are_those_of_the_driver(tmp_path, name):
 
 
 def test_the_record_says_how_it_was_made(tmp_path):
-    from safetensors import safe_open
-
     folder, text = model_folder(tmp_path), text_file(tmp_path)
     convert_calibrated(folder, tmp_path / "out.safetensors", METHOD, text=[text], **IMPORTANCE)
     with safe_open(tmp_path / "out.safetensors", "np") as file:
@@ -105,6 +105,30 @@ def test_weights_that_cannot_be_quantized(tmp_path):
     before = sorted(tmp_path.iterdir())
     with pytest.raises(ModelFileError, match=r"tensor 'model.layers.1.mlp.up_proj.weight'"):
         convert_calibrated(folder, tmp_path / "out", METHOD, text=[text], **IMPORTANCE)
+    assert sorted(tmp_path.iterdir()) == before
+
+
+@pytest.mark.parametrize("feedback", [False, True])
+@pytest.mark.parametrize("value", [np.inf, np.nan])
+@pytest.mark.parametrize(
+    "damaged",
+    ["model.embed_tokens.weight", "model.layers.0.mlp.up_proj.weight", "model.norm.weight",
+     "model.layers.1.self_attn.o_proj.weight", "model.layers.0.input_layernorm.weight"],
+)  # fmt: skip
+def test_the_damaged_tensor_is_named(tmp_path, damaged, value, feedback):
+    """A tied embedding is packed first, with statistics that all others have a part in."""
+    folder, text = model_folder(tmp_path, "qwen2"), text_file(tmp_path)
+    change_tensors(folder, lambda tensors: np.put(tensors[damaged], 5, value))
+    before = sorted(tmp_path.iterdir())
+    problem = rf"tensor '{re.escape(damaged)}'.*must be finite, found {value}"
+    with pytest.raises(ModelFileError, match=problem):
+        convert_calibrated(
+            folder, tmp_path / "out", METHOD, text=[text], feedback=feedback, **SIZES
+        )  # fmt: skip
+    with pytest.raises(ModelFileError, match=problem):
+        evaluate(folder, folder, [text], tokens=40, window=20)
+    with pytest.raises(ModelFileError, match=problem):
+        calibrate(folder, tmp_path / "stats", [text], tokens=40, window=20, hessians=feedback)
     assert sorted(tmp_path.iterdir()) == before
 
 
@@ -197,6 +221,11 @@ def test_the_built_in_text_of_the_converter(tmp_path, capsys):
         (["--calibrate", "a"], "c", "--calibrate must be given without --importance"),
         (["--hessians", "a"], "c", "--hessians must be given without --importance"),
         (["--no-feedback"], None, "--no-feedback must be given with --calibrate"),
+        (["--damping", 0.1], None, "--damping must be given with --calibrate or --hessians"),
+        (["--sweeps", 2], "c", "--sweeps must be given with --calibrate or --hessians"),
+        (["--calibrate", "a", "--no-feedback", "--sweeps", 0], None, "without --no-feedback"),
+        (["--hessians", "a", "--damping", "nan"], None, "damping must be a number from 0 to"),
+        (["--hessians", "a", "--sweeps", -1], None, "--sweeps: must be an integer of at least 0"),
     ],
 )
 def test_arguments_that_do_not_go_together(arguments, importance, problem, capsys):
@@ -229,6 +258,40 @@ def test_hessians_of_a_file(tmp_path):
         np.testing.assert_array_equal(stored[name].reshape(-1), expected)
     embedding = q43nl(weights["model.embed_tokens.weight"].astype(np.float32), METHOD)
     np.testing.assert_array_equal(stored["model.embed_tokens.weight"].reshape(-1), embedding)
+
+
+@needs_feedback
+def test_damping_and_sweeps(tmp_path, capsys):
+    """As `q43nl` has them, by the call and by the command; the record says so."""
+    folder, text = model_folder(tmp_path), text_file(tmp_path)
+    stats = tmp_path / "stats"
+    calibrate(folder, stats, [text], tokens=600, window=30, hessians=True)
+    options = {"damping": 0.3, "sweeps": 0}
+    convert_with_hessians(folder, tmp_path / "a", METHOD, hessians=stats, **options)
+    arguments = ["convert", str(folder), str(tmp_path / "b"), "--method", METHOD]
+    arguments += ["--hessians", str(stats), "--damping", "0.3", "--sweeps", "0"]
+    assert cli.main(arguments) == 0
+    stored, again = (load_file(tmp_path / name / "model.safetensors") for name in "ab")
+    weights, statistics = load_file(folder / "model.safetensors"), Statistics(stats)
+    for name in statistics.names():
+        hessian = shrunk(statistics.hessian(name), statistics.tokens)
+        expected = q43nl(weights[name].astype(np.float32), METHOD, hessian=hessian, **options)
+        np.testing.assert_array_equal(stored[name].reshape(-1), expected)
+        np.testing.assert_array_equal(again[name], stored[name])
+    with safe_open(tmp_path / "a" / "model.safetensors", "np") as file:
+        made_by = json.loads(file.metadata()["q43nl_numba"])["made_by"]
+    assert (made_by["damping"], made_by["sweeps"]) == (0.3, 0)
+
+
+@needs_feedback
+def test_options_of_feedback_without_it(tmp_path):
+    folder, text = model_folder(tmp_path), text_file(tmp_path)
+    before = sorted(tmp_path.iterdir())
+    with pytest.raises(ValueError, match="sweeps must be None without feedback, found 2"):
+        convert_calibrated(folder, tmp_path / "out", METHOD, text=[text], sweeps=2, **IMPORTANCE)
+    with pytest.raises(ValueError, match="damping must be a number from 0 to"):
+        convert_calibrated(folder, tmp_path / "out", METHOD, text=[text], damping=-1, **SIZES)
+    assert sorted(tmp_path.iterdir()) == before
 
 
 @needs_feedback

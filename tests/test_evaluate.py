@@ -18,8 +18,10 @@ from calibrate_folders import (
     quantized,
     text_file,
 )
+from engine_models import ENGINE
 from hypothesis import given
 from hypothesis import strategies as st
+from model_files import read_raw
 from safetensors.numpy import load_file
 from scipy.special import log_softmax
 from test_calibrate import inputs_by_hand
@@ -36,6 +38,7 @@ from q43nl_numba.calibrate import (
 from q43nl_numba.calibrate.divergence import compare_outputs
 from q43nl_numba.calibrate.evaluate import figure
 from q43nl_numba.convert import ModelFileError, convert
+from q43nl_numba.export import export_model, restore_model
 
 
 @pytest.fixture
@@ -144,6 +147,50 @@ def test_a_gguf_file(tmp_path):
         folder, tmp_path / "model.gguf", [text_file(tmp_path)], tokens=100, window=50
     )  # fmt: skip
     assert report.divergence_mean == Figure(0.0, 0.0)
+
+
+@pytest.mark.parametrize("model", ["smollm2", "qwen2", "qwen3", "mistral", "phi3", "gemma"])
+def test_an_engine_file(tmp_path, model):
+    """Names, row order, fused matrices and scaled values come back as `restore_model` has them."""
+    text = [text_file(tmp_path)]
+    export_model(ENGINE / model, tmp_path / "engine.st", method="coarse_fine")
+    restore_model(tmp_path / "engine.st", tmp_path / "restored")
+    options = {"tokens": 100, "window": 50}
+    of_file = evaluate(ENGINE / model, tmp_path / "engine.st", text, **options)
+    of_folder = evaluate(ENGINE / model, tmp_path / "restored", text, **options)
+    assert of_file.divergence_mean == of_folder.divergence_mean
+    assert of_file.layers == of_folder.layers
+    assert 0 < of_file.divergence_mean.value < 1
+
+
+def test_an_engine_file_in_float32_is_the_original(tmp_path):
+    export_model(ENGINE / "tinyllama", tmp_path / "engine.st", dtype="fp32")
+    report = evaluate(
+        ENGINE / "tinyllama", tmp_path / "engine.st", [text_file(tmp_path)], tokens=100, window=50
+    )  # fmt: skip
+    assert report.divergence_mean == Figure(0.0, 0.0)
+
+
+def test_an_engine_file_of_another_model(tmp_path):
+    export_model(ENGINE / "qwen2", tmp_path / "engine.st", method="coarse_fine")
+    with pytest.raises(ModelFileError, match=r"engine.st: must have a tensor .*, found"):
+        evaluate(ENGINE / "smollm2", tmp_path / "engine.st", [text_file(tmp_path)], tokens=100,
+                 window=50)  # fmt: skip
+
+
+def test_a_damaged_engine_file(tmp_path):
+    """A scale that is infinite; the tensor is named."""
+    path = tmp_path / "engine.st"
+    export_model(ENGINE / "smollm2", path, method="coarse_fine")
+    header, data = read_raw(path)
+    begin = min(entry["data_offsets"][0] for entry in header.values()
+                if entry.get("dtype") == "U8" and entry["shape"][-1] % 19 == 0)  # fmt: skip
+    damaged = bytearray(path.read_bytes())
+    start = len(damaged) - len(data) + begin
+    damaged[start + 16 : start + 18] = np.float16(np.inf).tobytes()
+    path.write_bytes(damaged)
+    with pytest.raises(ModelFileError, match=r"tensor 'model\..*must be finite, found"):
+        evaluate(ENGINE / "smollm2", path, [text_file(tmp_path)], tokens=100, window=50)
 
 
 def test_importance_from_calibration_helps(tmp_path):
@@ -325,3 +372,52 @@ def test_errors_are_one_line(tmp_path, capsys):
     assert lines[-1].startswith("q43nl-numba: error: ")
     assert "LlamaForCausalLM" in lines[-1]
     assert not (tmp_path / "stats").exists()
+
+
+COMMANDS = {
+    "calibrate": ("FOLDER", "OUT", "--text", "TEXT"),
+    "evaluate": ("FOLDER", "FOLDER", "--text", "TEXT"),
+    "convert": ("FOLDER", "OUT", "--calibrate", "TEXT"),
+    "export": ("FOLDER", "OUT", "--calibrate", "TEXT"),
+}
+
+
+def empty_text(folder, text):
+    text.write_text("")
+    return "must not be empty"
+
+
+def short_text(folder, text):
+    text.write_text("the model")
+    return "must have at least"
+
+
+def no_tokenizer(folder, text):
+    (folder / "tokenizer.json").unlink()
+    return "tokenizer.json"
+
+
+def unknown_architecture(folder, text):
+    change_config(folder, architectures=["MambaForCausalLM"])
+    return "MambaForCausalLM"
+
+
+def damaged_weights(folder, text):
+    change_tensors(folder, lambda t: t["model.layers.0.mlp.up_proj.weight"].fill(np.nan))
+    return "tensor 'model.layers.0.mlp.up_proj.weight'"
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+@pytest.mark.parametrize(
+    "spoil", [empty_text, short_text, no_tokenizer, unknown_architecture, damaged_weights]
+)
+def test_bad_input_is_one_line_and_leaves_nothing(tmp_path, capsys, command, spoil):
+    folder, text = model_folder(tmp_path), text_file(tmp_path)
+    problem = spoil(folder, text)
+    before = sorted(tmp_path.rglob("*"))
+    paths = {"FOLDER": str(folder), "OUT": str(tmp_path / "out"), "TEXT": str(text)}
+    arguments = [paths.get(argument, argument) for argument in COMMANDS[command]]
+    assert cli.main([command, *arguments, "--tokens", "100", "--window", "50"]) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert problem in line
+    assert sorted(tmp_path.rglob("*")) == before

@@ -116,9 +116,11 @@ class Memory:
 
     def setup(self):
         skip_older_commits()
-        columns = self.columns
-        self.hessian = second_moments(columns, tokens=64).astype(np.float32)
-        self.weights = matrix(columns, columns)
+        # In place and in float32: a larger temporary would hide what the call takes.
+        inputs = matrix(64, self.columns)
+        self.hessian = inputs.T @ inputs
+        self.hessian /= np.float32(64)
+        self.weights = matrix(self.columns, self.columns)
         # The same code on next to no memory, and with as many threads.
         small = second_moments(512, tokens=64).astype(np.float32)
         q43nl_numba.q43nl(matrix(1_024, 512), "optimal", effort=1, hessian=small)

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import inspect
 import os
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
+from .. import q43nl
 from .._parser import integer_from
 from .._process import DONE, say
 from .._text import json_text
@@ -22,6 +24,7 @@ from .errors import CalibrationError
 from .evaluate import DEFAULT_TOKENS as EVALUATION_TOKENS
 from .evaluate import evaluate
 from .exporting import export_calibrated, export_with_hessians
+from .packing import feedback_options
 from .plot import matplotlib, save_plot
 from .text import DEFAULT_WINDOW
 
@@ -99,7 +102,8 @@ def declare_evaluate(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "quantized",
         metavar="QUANTIZED",
-        help="the folder or file that convert made of it, or another folder of the same shape",
+        help="the folder or file that convert made of it, the file that export made of it, or "
+        "another folder of the same shape",
     )
     _add_text_arguments(parser, EVALUATION_TOKENS)
     parser.add_argument("--json", action="store_true", help="print a JSON object, not a table")
@@ -164,6 +168,21 @@ def _add_statistics_arguments(parser: argparse.ArgumentParser) -> None:
         help="with --calibrate: importance instead of error feedback, which takes less time",
     )
     _add_size_arguments(group, CALIBRATION_TOKENS)
+    defaults = inspect.signature(q43nl).parameters
+    group.add_argument(
+        "--damping",
+        type=float,
+        metavar="X",
+        help="error feedback: what is added to the diagonal of each hessian, as a share of its "
+        f"mean (default: {defaults['damping'].default})",
+    )
+    group.add_argument(
+        "--sweeps",
+        type=integer_from(0),
+        metavar="N",
+        help="error feedback: how often all codes are chosen again "
+        f"(default: {defaults['sweeps'].default})",
+    )
 
 
 def _chosen_conversion(args: argparse.Namespace) -> Callable[..., Any]:
@@ -187,6 +206,7 @@ def _statistics_option(args: argparse.Namespace) -> str | None:
     """Return the option that asks for statistics, None without one; check what goes with it."""
     if args.calibrate is None and args.no_feedback:
         args.usage_error("--no-feedback must be given with --calibrate")
+    _check_feedback_options(args)
     if args.calibrate is None and args.hessians is None:
         return None
     option = "--hessians" if args.calibrate is None else "--calibrate"
@@ -195,12 +215,33 @@ def _statistics_option(args: argparse.Namespace) -> str | None:
     return option
 
 
+def _check_feedback_options(args: argparse.Namespace) -> None:
+    """Refuse options of error feedback without it, and out of their ranges."""
+    for option, given in (("--damping", args.damping), ("--sweeps", args.sweeps)):
+        if given is None:
+            continue
+        if args.calibrate is None and args.hessians is None:
+            args.usage_error(f"{option} must be given with --calibrate or --hessians")
+        if args.no_feedback:
+            args.usage_error(f"{option} must be given without --no-feedback")
+    try:
+        feedback_options(args.damping, args.sweeps)
+    except ValueError as error:
+        args.usage_error(str(error))
+
+
 def _with_statistics(
     args: argparse.Namespace, calibrated: Callable[..., Any], with_hessians: Callable[..., Any]
 ) -> Callable[..., Any]:
     """Return one of two functions with the statistics that the arguments ask for."""
     if args.calibrate is None:
-        return partial(_without_importance, with_hessians, hessians=args.hessians)
+        return partial(
+            _without_importance,
+            with_hessians,
+            hessians=args.hessians,
+            damping=args.damping,
+            sweeps=args.sweeps,
+        )
     _say_if_built_in(args.calibrate)
     return partial(
         _without_importance,
@@ -209,6 +250,8 @@ def _with_statistics(
         tokens=args.tokens,
         window=args.window,
         feedback=not args.no_feedback,
+        damping=args.damping,
+        sweeps=args.sweeps,
     )
 
 

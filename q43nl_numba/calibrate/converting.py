@@ -39,6 +39,8 @@ def convert_calibrated(
     tokens: int = DEFAULT_TOKENS,
     window: int = DEFAULT_WINDOW,
     feedback: bool = True,
+    damping: float | None = None,
+    sweeps: int | None = None,
     include: str | Sequence[str] = (),
     exclude: str | Sequence[str] = (),
     rules: Path | Sequence[Rule] = (),
@@ -66,6 +68,8 @@ def convert_calibrated(
     feedback : bool
         Give `q43nl` hessians, so that the error of a column is made up for in the next ones.
         Otherwise it gets importance: the mean square of each input column, which takes less time.
+    damping, sweeps : float and int, optional
+        As for `q43nl`, whose defaults they have; with feedback alone.
     include, exclude, rules, keep_dtype, single_file, max_shard_size, no_clobber, progress
         As for `convert_model`. An importance file in a rule is not used.
     **options
@@ -81,7 +85,10 @@ def convert_calibrated(
     OSError, ValueError, TypeError, ModuleNotFoundError
         As `calibrate` and `convert_model` do.
     """
-    provider = CalibrationText(source, text, tokens=tokens, window=window, feedback=feedback)
+    provider = CalibrationText(
+        source, text, tokens=tokens, window=window, feedback=feedback, damping=damping,
+        sweeps=sweeps,
+    )  # fmt: skip
     return _converted(
         provider, target, method, options, include=include, exclude=exclude, rules=rules,
         keep_dtype=keep_dtype, single_file=single_file, max_shard_size=max_shard_size,
@@ -95,6 +102,8 @@ def convert_with_hessians(
     method: str = "optimal",
     *,
     hessians: Path,
+    damping: float | None = None,
+    sweeps: int | None = None,
     include: str | Sequence[str] = (),
     exclude: str | Sequence[str] = (),
     rules: Path | Sequence[Rule] = (),
@@ -115,6 +124,8 @@ def convert_with_hessians(
         One of ``q43nl_numba.METHODS``.
     hessians : path
         What `calibrate` wrote for this model, with hessians.
+    damping, sweeps : float and int, optional
+        As for `q43nl`, whose defaults they have.
     include, exclude, rules, keep_dtype, single_file, max_shard_size, no_clobber, progress
         As for `convert_model`.
     **options
@@ -130,10 +141,11 @@ def convert_with_hessians(
     OSError, ValueError, TypeError, ModuleNotFoundError
         As `convert_model` does, and if the statistics are another model's or have no hessians.
     """
+    provider = HessianFile(source, hessians, damping=damping, sweeps=sweeps)
     return _converted(
-        HessianFile(source, hessians), target, method, options, include=include, exclude=exclude,
-        rules=rules, keep_dtype=keep_dtype, single_file=single_file,
-        max_shard_size=max_shard_size, no_clobber=no_clobber, progress=progress,
+        provider, target, method, options, include=include, exclude=exclude, rules=rules,
+        keep_dtype=keep_dtype, single_file=single_file, max_shard_size=max_shard_size,
+        no_clobber=no_clobber, progress=progress,
     )  # fmt: skip
 
 

@@ -168,7 +168,8 @@ def evaluate(
     original : path
         A Hugging Face model folder, with the tokenizer.
     quantized : path
-        A folder or file that ``convert`` made of it, or any folder with a model of the same shape.
+        A folder or file that ``convert`` made of it, the engine's file that ``export`` made of it,
+        or any folder with a model of the same shape.
     text : sequence of path, optional
         Text files in UTF-8, best of a kind that calibration did not see. Without them a small
         built-in text is used.

@@ -38,6 +38,8 @@ def export_calibrated(
     tokens: int = DEFAULT_TOKENS,
     window: int = DEFAULT_WINDOW,
     feedback: bool = True,
+    damping: float | None = None,
+    sweeps: int | None = None,
     dtype: str = "q43nl",
     include: str | Sequence[str] = (),
     exclude: str | Sequence[str] = (),
@@ -58,7 +60,7 @@ def export_calibrated(
         As for `export_model`.
     method : str
         One of ``q43nl_numba.METHODS``.
-    text, tokens, window, feedback
+    text, tokens, window, feedback, damping, sweeps
         As for `convert_calibrated`.
     dtype : {"q43nl"}
         The format of all matrices; no other one uses statistics.
@@ -83,7 +85,10 @@ def export_calibrated(
         As `calibrate` and `export_model` do.
     """
     _check_dtype(dtype)
-    provider = CalibrationText(folder, text, tokens=tokens, window=window, feedback=feedback)
+    provider = CalibrationText(
+        folder, text, tokens=tokens, window=window, feedback=feedback, damping=damping,
+        sweeps=sweeps,
+    )  # fmt: skip
     return _exported(
         provider, path, method, options, include=include, exclude=exclude, rules=rules,
         allow_rope_scaling=allow_rope_scaling, no_clobber=no_clobber, other_inputs=text or (),
@@ -97,6 +102,8 @@ def export_with_hessians(
     method: str = "optimal",
     *,
     hessians: Path,
+    damping: float | None = None,
+    sweeps: int | None = None,
     dtype: str = "q43nl",
     include: str | Sequence[str] = (),
     exclude: str | Sequence[str] = (),
@@ -119,6 +126,8 @@ def export_with_hessians(
         One of ``q43nl_numba.METHODS``.
     hessians : path
         What `calibrate` wrote for this model, with hessians.
+    damping, sweeps
+        As for `convert_with_hessians`.
     dtype : {"q43nl"}
         The format of all matrices; no other one uses statistics.
     include, exclude, rules, allow_rope_scaling, no_clobber, progress
@@ -142,10 +151,11 @@ def export_with_hessians(
         As `export_model` does, and if the statistics are another model's or have no hessians.
     """
     _check_dtype(dtype)
+    provider = HessianFile(folder, hessians, damping=damping, sweeps=sweeps)
     return _exported(
-        HessianFile(folder, hessians), path, method, options, include=include, exclude=exclude,
-        rules=rules, allow_rope_scaling=allow_rope_scaling, no_clobber=no_clobber,
-        other_inputs=[hessians], progress=progress,
+        provider, path, method, options, include=include, exclude=exclude, rules=rules,
+        allow_rope_scaling=allow_rope_scaling, no_clobber=no_clobber, other_inputs=[hessians],
+        progress=progress,
     )  # fmt: skip
 
 

@@ -15,7 +15,9 @@ from dataclasses import replace
 from types import MappingProxyType
 from typing import Any
 
-from .. import dequantize, q43nl
+import numpy as np
+
+from .. import GROUP_SIZE, dequantize, q43nl
 from ..convert.container import Entry, header_bytes, packed_entry
 from ..convert.errors import tensor_error
 from ..convert.output import OutputFile, whole_file
@@ -33,12 +35,27 @@ from .sources import check_tensors, open_weights
 from .statistics import Statistics, matrices_by_input, shrunk
 from .text import DEFAULT_WINDOW, Windows
 
-__all__ = ["CalibrationText", "HessianFile", "Provider"]
+__all__ = ["CalibrationText", "HessianFile", "Provider", "feedback_options"]
 
 #: What the file of packed bytes is called, after the target's name.
 PACKED_SUFFIX = ".q43nl-packed"
 
 Path = str | os.PathLike[str]
+
+
+def feedback_options(damping: float | None, sweeps: int | None) -> dict[str, Any]:
+    """Return those arguments of `q43nl` for matrices with a hessian that are given.
+
+    Raises
+    ------
+    ValueError, TypeError
+        As `q43nl` does, before any work.
+    """
+    given = {"damping": damping, "sweeps": sweeps}
+    options: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
+    weights, hessian = np.empty((0, GROUP_SIZE), np.float32), np.eye(GROUP_SIZE, dtype=np.float32)
+    q43nl(weights, "grid", hessian=hessian, **options)
+    return options
 
 
 class Provider(ABC):
@@ -48,14 +65,21 @@ class Provider(ABC):
     ----------
     folder : path
         A Hugging Face model folder.
+    damping, sweeps : float and int, or None
+        As for `q43nl`, for matrices with a hessian; None for its defaults.
 
     Raises
     ------
     OSError, CalibrationError, ModelFileError, ModuleNotFoundError
         As `calibrate`.
+    ValueError, TypeError
+        If damping or sweeps are out of range.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(
+        self, folder: Path, *, damping: float | None = None, sweeps: int | None = None
+    ) -> None:
+        self._feedback_options = feedback_options(damping, sweeps)
         check_packages()
         self.folder = os.fspath(folder)
         self.config: ModelConfig = read_config(folder)
@@ -98,7 +122,11 @@ class Provider(ABC):
             with whole_file(path) as output:
                 output.write(header_bytes(path, entries, {}))
                 pack = _Pack(
-                    self.folder, output, {name: treatments[name] for name in chosen}, affines
+                    self.folder,
+                    output,
+                    {name: treatments[name] for name in chosen},
+                    affines,
+                    self._feedback_options,
                 )
                 self._fill(pack, progress)
                 pack.check_complete(entries)
@@ -129,6 +157,8 @@ class CalibrationText(Provider):
         As for `calibrate`.
     feedback : bool
         Whether matrices are packed with hessians; otherwise with importance.
+    damping, sweeps : float and int, or None
+        As for `Provider`; None without feedback.
     """
 
     def __init__(
@@ -139,8 +169,13 @@ class CalibrationText(Provider):
         tokens: int = DEFAULT_TOKENS,
         window: int = DEFAULT_WINDOW,
         feedback: bool = True,
+        damping: float | None = None,
+        sweeps: int | None = None,
     ) -> None:
-        super().__init__(folder)
+        for name, given in (("damping", damping), ("sweeps", sweeps)):
+            if given is not None and not feedback:
+                raise ValueError(f"{name} must be None without feedback, found {given!r}")
+        super().__init__(folder, damping=damping, sweeps=sweeps)
         self._feedback = feedback
         self._windows: Windows = calibration_windows(
             self.folder, self.config, text, tokens=tokens, window=window
@@ -154,6 +189,7 @@ class CalibrationText(Provider):
             "window": self._windows.length,
             "text": self._windows.text.digest,
             "feedback": self._feedback,
+            **self._feedback_options,
         }
 
     def _order(self) -> Sequence[str]:
@@ -176,6 +212,8 @@ class HessianFile(Provider):
         A Hugging Face model folder.
     path : path
         What `calibrate` wrote for it, with hessians.
+    damping, sweeps : float and int, or None
+        As for `Provider`.
 
     Raises
     ------
@@ -183,8 +221,15 @@ class HessianFile(Provider):
         If the statistics are another model's, or have no hessians.
     """
 
-    def __init__(self, folder: Path, path: Path) -> None:
-        super().__init__(folder)
+    def __init__(
+        self,
+        folder: Path,
+        path: Path,
+        *,
+        damping: float | None = None,
+        sweeps: int | None = None,
+    ) -> None:
+        super().__init__(folder, damping=damping, sweeps=sweeps)
         self._path = os.fspath(path)
         self._statistics = Statistics(path, self.config)
         if not self._statistics.has_hessians:
@@ -196,7 +241,8 @@ class HessianFile(Provider):
     @property
     def description(self) -> Mapping[str, Any]:
         """The file's name."""
-        return {"hessians": os.path.basename(self._path), "feedback": True}
+        name = os.path.basename(self._path)
+        return {"hessians": name, "feedback": True, **self._feedback_options}
 
     def _order(self) -> Sequence[str]:
         return _ordered(self.config)
@@ -237,11 +283,13 @@ class _Pack:
         output: OutputFile,
         treatments: Mapping[str, Treatment],
         affines: Mapping[str, Affine],
+        feedback_options: Mapping[str, Any],
     ) -> None:
         self._folder = folder
         self._output = output
         self._treatments = treatments
         self._affines = affines
+        self._feedback_options = feedback_options
         self._written = dict.fromkeys(treatments, 0)
 
     def __call__(self, matrix: Matrix) -> Floats | None:
@@ -253,7 +301,7 @@ class _Pack:
         if matrix.hessian is None:
             options["importance"] = matrix.importance
         else:
-            options["hessian"] = matrix.hessian
+            options |= {"hessian": matrix.hessian, **self._feedback_options}
         affine = self._affines.get(matrix.name, IDENTITY)
         try:
             packed = q43nl(affine.to_engine(matrix.weights), treatment.method, **options)

@@ -1,8 +1,10 @@
 """Where a model's weights come from: any tensor, or some of its rows, as float32.
 
 The forward pass sees a `WeightSource`, which is a model's tensors under their Hugging Face names. A
-kind of file is one function of this module that returns them; what ``convert`` packed is decoded
-when it is read. A tensor is read when it is asked for and kept by nobody here.
+kind of file is one function of this module that returns them; what ``convert`` or ``export`` packed
+is decoded when it is read. A tensor is read when it is asked for and kept by nobody here. An
+infinity or NaN is refused where it is read, so that the error names the tensor that is damaged and
+not one that the forward pass meets later.
 """
 
 from __future__ import annotations
@@ -21,6 +23,9 @@ from ..convert.model import Model, open_model
 from ..convert.quantized import find_scales
 from ..convert.record import Record, is_converted
 from ..convert.tensors import Array, ScaledTensor, SourceFile, StoredTensor, Tensor
+from ..export.engine_file import is_engine_file, read_engine_file
+from ..export.tensors import EngineTensor
+from ..export.values import FolderValues
 from .config import CONFIG_FILE, ModelConfig, expected_shapes, read_config
 from .errors import ModelFileError
 
@@ -55,12 +60,15 @@ class WeightSource:
         Raises
         ------
         ModelFileError
-            If there is no such tensor, or it does not hold floating numbers.
+            If there is no such tensor, it does not hold floating numbers, or one of those that are
+            read is not finite.
         """
         tensor = self._found(name)
         columns = math.prod(tensor.shape[1:])
         shape = (end - begin, *tensor.shape[1:])
-        return tensor.floats(begin * columns, end * columns).reshape(shape)
+        values = tensor.floats(begin * columns, end * columns).reshape(shape)
+        _check_finite(tensor, values, begin)
+        return values
 
     def tensor(self, name: str) -> Floats:
         """Return a whole tensor."""
@@ -74,6 +82,17 @@ class WeightSource:
         if tensor.dtype not in FLOATING:
             raise tensor.error(f"dtype must be one of {', '.join(FLOATING)}, found {tensor.dtype}")
         return tensor
+
+
+def _check_finite(tensor: Tensor, values: Floats, first_row: int) -> None:
+    """Check some rows of a tensor; the error says where the first infinity or NaN is."""
+    is_finite = np.isfinite(values)
+    if not is_finite.all():
+        row, *rest = (int(index) for index in np.argwhere(~is_finite)[0])
+        found = values[(row, *rest)]
+        raise tensor.error(
+            f"its weights must be finite, found {found} at {[first_row + row, *rest]}"
+        )
 
 
 def check_tensors(source: WeightSource, config: ModelConfig) -> None:
@@ -105,7 +124,7 @@ def config_of(path: str | os.PathLike[str], otherwise: ModelConfig) -> ModelConf
 
 
 def open_weights(path: str | os.PathLike[str]) -> WeightSource:
-    """Open a model: a folder or a safetensors file, converted or not, or a GGUF file.
+    """Open a model: a folder or a safetensors file, converted or not, an engine's or a GGUF file.
 
     Raises
     ------
@@ -136,6 +155,18 @@ def _decoded_tensors(model: Model) -> Mapping[str, Tensor]:
     return tensors
 
 
+def _is_engine_file(model: Model) -> bool:
+    return len(model.files) == 1 and is_engine_file(model.files[0].header)
+
+
+def _engine_tensors(model: Model) -> Mapping[str, Tensor]:
+    """Return the tensors of the folder that ``export`` made an engine file of."""
+    parts: dict[str, list[tuple[EngineTensor, StoredTensor]]] = {}
+    for tensor, stored in read_engine_file(model.files[0].file.path).tensors:
+        parts.setdefault(tensor.source, []).append((tensor, stored))
+    return {name: FolderValues.of(found, None) for name, found in parts.items()}
+
+
 def _scaled_tensors(model: Model) -> Mapping[str, Tensor]:
     """Return the tensors of a model as it was published, 8-bit floats times their scales."""
     scaled: dict[str, Tensor] = {}
@@ -148,6 +179,7 @@ def _scaled_tensors(model: Model) -> Mapping[str, Tensor]:
 
 #: What tells a kind of model, and what returns its tensors; the first that fits counts.
 _KINDS: tuple[tuple[Callable[[Model], bool], Callable[[Model], Mapping[str, Tensor]]], ...] = (
+    (_is_engine_file, _engine_tensors),
     (_is_converted, _decoded_tensors),
     (lambda _: True, _scaled_tensors),
 )

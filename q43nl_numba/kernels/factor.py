@@ -7,12 +7,13 @@ threads and vectors divide only what is apart. So the results have the same bits
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
 
-from .._jit import fma, helper, prange
+from .._jit import TileFunction, fma, helper, prange, types
 from .._kernel import Kernel
 from .._layout import GROUP_SIZE
 from .tile import LANES, Bytes, Doubles, Integers
@@ -66,7 +67,14 @@ def add_product(left: NDArray[Any], right: NDArray[Any], result: NDArray[Any]) -
                 result[j, lane] = fma(b7, r7, fma(b6, r6, b))
 
 
-def _factorize(matrix: Doubles, status: Integers) -> None:
+def factorize(matrix: Doubles, status: Integers, *, num_threads: int) -> None:
+    """Factorize a matrix A = R R^T, R upper triangular, in its place; see `_factorize`."""
+    _kernel(_SUBTRACT.compiled, _SOLVE.compiled, matrix, status, num_threads=num_threads)
+
+
+def _factorize(
+    subtract: Callable[..., None], complete: Callable[..., None], matrix: Doubles, status: Integers
+) -> None:
     """Factorize a matrix A = R R^T, R upper triangular, in its place.
 
     Rows are computed from the last on, `BLOCK` of them at a time: from all their elements what the
@@ -75,6 +83,8 @@ def _factorize(matrix: Doubles, status: Integers) -> None:
 
     Parameters
     ----------
+    subtract, complete : compiled functions
+        `subtract_later` and `solve`.
     matrix : float64[n, n]
         n a multiple of `BLOCK`. Only the lower triangle is read. It is overwritten with R^T;
         elements above the diagonal are left with no meaning.
@@ -92,21 +102,26 @@ def _factorize(matrix: Doubles, status: Integers) -> None:
     for end in range(n, 0, -BLOCK):
         start = end - BLOCK
         for part in prange(BLOCK // GROUP_SIZE):
-            top = start + part * GROUP_SIZE
-            subtract_later(matrix, top, top + GROUP_SIZE, end, n, start)
+            top: Any = np.int64(start + part * GROUP_SIZE)  # a loop's own is unsigned
+            explained = np.empty((GROUP_SIZE, BLOCK), np.float64)
+            right = np.empty((TERMS, BLOCK), np.float64)
+            subtract(matrix, top, top + GROUP_SIZE, end, n, start, explained, right)
             done[part] = 1
         status[0] = OUT_OF_MEMORY
         if not all_done(done, BLOCK // GROUP_SIZE):
             break
-        status[0] = factorize_block(matrix, diagonal, start, end)
+        status[0] = factorize_block(subtract, complete, matrix, diagonal, start, end)
         if status[0] != POSITIVE_DEFINITE:
             break
         for chunk in prange(start // BLOCK):
-            subtract_later(matrix, start, end, end, n, chunk * BLOCK)
+            first: Any = np.int64(chunk * BLOCK)
+            explained = np.empty((BLOCK, BLOCK), np.float64)
+            right = np.empty((TERMS, BLOCK), np.float64)
+            subtract(matrix, start, end, end, n, first, explained, right)
             for bottom in range(end, start, -GROUP_SIZE):
                 top = bottom - GROUP_SIZE
-                subtract_later(matrix, top, bottom, bottom, end, chunk * BLOCK)
-                solve(matrix, top, bottom, chunk * BLOCK, (chunk + 1) * BLOCK)
+                subtract(matrix, top, bottom, bottom, end, first, explained, right)
+                complete(matrix, top, bottom, first, first + BLOCK)
             done[chunk] = 1
         if not all_done(done, start // BLOCK):
             status[0] = OUT_OF_MEMORY
@@ -123,15 +138,24 @@ def all_done(done: Bytes, count: int) -> bool:
     return marked == count
 
 
-@helper
 def subtract_later(
-    matrix: Doubles, top: int, bottom: int, later: int, end: int, first: int
+    matrix: Doubles,
+    top: int,
+    bottom: int,
+    later: int,
+    end: int,
+    first: int,
+    explained: Doubles,
+    right: Doubles,
 ) -> None:
-    """Subtract from some rows and `BLOCK` columns what the rows from `later` to `end` explain."""
+    """Subtract from some rows and `BLOCK` columns what the rows from `later` to `end` explain.
+
+    The last two arguments are scratch of at least as many rows and of `TERMS` rows: a function that
+    is passed to a kernel cannot say that there was no memory.
+    """
     if later == end:
         return
-    explained = np.zeros((bottom - top, BLOCK), np.float64)
-    right = np.empty((TERMS, BLOCK), np.float64)
+    explained[: bottom - top] = 0.0
     for k in range(later, end, TERMS):
         for i in range(TERMS):
             for j in range(BLOCK):
@@ -145,11 +169,20 @@ def subtract_later(
 
 
 @helper
-def factorize_block(matrix: Doubles, diagonal: Doubles, start: int, end: int) -> int:
+def factorize_block(
+    subtract: Callable[..., None],
+    complete: Callable[..., None],
+    matrix: Doubles,
+    diagonal: Doubles,
+    start: int,
+    end: int,
+) -> int:
     """Factorize the square on the diagonal from `start` to `end`; return `_factorize`'s status."""
+    explained = np.empty((GROUP_SIZE, BLOCK), np.float64)
+    right = np.empty((TERMS, BLOCK), np.float64)
     for bottom in range(end, start, -GROUP_SIZE):
         top = bottom - GROUP_SIZE
-        subtract_later(matrix, top, bottom, bottom, end, start)
+        subtract(matrix, top, bottom, bottom, end, start, explained, right)
         for k in range(bottom - 1, top - 1, -1):
             subtract_rows(matrix, k, bottom, top, k + 1)
             if not matrix[k, k] > _NOISE * diagonal[k]:
@@ -157,11 +190,10 @@ def factorize_block(matrix: Doubles, diagonal: Doubles, start: int, end: int) ->
             matrix[k, k] = np.sqrt(matrix[k, k])
             for j in range(top, k):
                 matrix[k, j] /= matrix[k, k]
-        solve(matrix, top, bottom, start, top)
+        complete(matrix, top, bottom, start, top)
     return POSITIVE_DEFINITE
 
 
-@helper
 def solve(matrix: Doubles, top: int, bottom: int, first: int, stop: int) -> None:
     """Complete some rows, whose square on the diagonal is done, in some columns."""
     for k in range(bottom - 1, top - 1, -1):
@@ -179,4 +211,10 @@ def subtract_rows(matrix: Doubles, k: int, bottom: int, first: int, stop: int) -
             matrix[k, j] = fma(factor, matrix[later, j], matrix[k, j])
 
 
-factorize = Kernel(_factorize)
+_MATRIX: Final = types.float64[:, ::1]
+_INDEX: Final = types.int64
+_SUBTRACT: Final = TileFunction(
+    subtract_later, "factor-subtract", types.void(_MATRIX, *[_INDEX] * 5, _MATRIX, _MATRIX)
+)
+_SOLVE: Final = TileFunction(solve, "factor-solve", types.void(_MATRIX, *[_INDEX] * 4))
+_kernel: Final = Kernel(_factorize)

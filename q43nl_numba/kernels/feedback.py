@@ -26,13 +26,18 @@ quadratic function of the errors, given by a *metric* (32 x 32) and a gradient:
 
 In the first pass, a group is refined as if all later columns could still make up for it: its metric
 is its part of (I + U) D (I + U)^T. *Sweeps* refine group after group with all other columns as they
-are: the metric is a part of H. A step that does not lower the loss is not taken.
+are: the metric is a part of H. A step that does not lower the loss is not taken. Most of a sweep's
+time goes into the gradients' part that columns far away make up, so each section of `SECTION`
+columns is visited twice for one sum over the columns outside.
 
 Measured on 256 rows of 512 correlated columns, in units of the loss with importance alone: rounding
-only 0.225 (with groups in order of their inputs' moments 0.220), with the group refined once 0.209,
-twice 0.206; after one sweep 0.174, two 0.168, eight 0.166. What made no difference of more than
-0.001: rounding groups anew with feedback in the sweeps, sweeps from the last group to the first,
-another order of columns within groups, damping of 0.0001, effort 9 of `optimal` instead of 2.
+only 0.225 (with groups in order of their inputs' moments 0.220), with the group refined once 0.205,
+twice 0.203; after one sweep of single visits 0.174, with two visits to sections of 128 columns
+0.172, of 256 columns 0.170, of 512 columns 0.169; after two sweeps with those 0.167. What made no
+difference of more than 0.001: rounding groups anew with feedback in the sweeps, sweeps from the
+last group to the first, another order of columns within groups, damping of 0.0001, effort 9 of
+`optimal` instead of 2. With the scales and curves that the weights had before feedback, refitted,
+it is 0.188 instead of 0.174.
 
 Arrays of rows have shape ``[blocks, columns, LANES]``: a block is `LANES` rows, one a lane. Rows do
 not depend on each other, so threads share the blocks. Numbers are float32; the loss of each row is
@@ -47,7 +52,7 @@ from typing import Any, Final, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from .._jit import fma, helper, overload, prange, types
+from .._jit import TileFunction, fma, helper, overload, prange, types
 from .._kernel import Kernel
 from .._layout import (
     CURVE_AT,
@@ -77,6 +82,10 @@ _HALF: Final = np.float32(0.5)
 _NEVER: Final = np.float32(1e30)
 _TURNS: Final = 2
 """How often a group is refitted and its codes are moved."""
+
+SECTION: Final = 16 * GROUP_SIZE
+"""Columns that a sweep visits twice for one sum over the others."""
+VISITS: Final = 2
 
 _COLLINEAR: Final = 1e-5
 """Share of the determinant below which x and b of a group's codes are one direction."""
@@ -371,49 +380,40 @@ class Rows(NamedTuple):
     """int32[blocks, groups, LANES]."""
     loss: Doubles
     """Of each row, undamped, float64[blocks, LANES]."""
-    finished: Integers
-    """How many kernels are done with each block, int32[blocks].
+    steps: Integers
+    """How many steps of `steps_of` were taken with each block, int32[blocks].
 
-    A kernel cannot raise: where memory runs out in it, it ends without a count.
+    Neither kernels nor tile functions can raise: where memory runs out in them, they end without a
+    count.
     """
 
 
-def _load_rows(weights: Floats, order: Integers, tiles: Floats) -> None:
-    """Lay rows out by blocks.
-
-    Parameters
-    ----------
-    weights : float32[rows, columns]
-    order : int32[groups]
-    tiles : float32[blocks, columns, LANES]
-        Overwritten, with zeros for rows that there are not.
-    """
-    count, columns = weights.shape
-    for block in prange(tiles.shape[0]):
-        first = block * LANES
-        for k in range(columns):
-            for lane in range(max(count - first, 0), LANES):
-                tiles[block, k, lane] = _ZERO
-        for g in range(order.size):
-            column = order[g] * GROUP_SIZE
-            for lane in range(min(LANES, count - first)):
-                for i in range(GROUP_SIZE):
-                    tiles[block, g * GROUP_SIZE + i, lane] = weights[first + lane, column + i]
+def steps_of(groups: int, sweeps: int) -> int:
+    """Return the steps that a block takes: visits to groups, and the comparison at the end."""
+    return groups * (1 + VISITS * sweeps) + 1
 
 
-def _feed_back(
+def _improve_rows(
+    multiply: Callable[..., None],
+    visit: Callable[..., None],
     encode_tile: Callable[..., None],
     statistics: Any,
     parameters: Any,
     eps_scale: float,
     quadratic: Quadratic,
     full: bool,
+    sweeps: int,
+    steps: int,
+    weights: Floats,
     rows: Rows,
+    packed: Bytes,
 ) -> None:
-    """Choose the codes of some rows, group by group.
+    """Overwrite the packed rows that error feedback makes better.
 
     Parameters
     ----------
+    multiply, visit : compiled functions
+        `add_terms` and `visit_group`.
     encode_tile : compiled function
         What a method's `Encoder` does with one tile, with importance.
     statistics : float32[n, rows groups] or None
@@ -424,17 +424,52 @@ def _feed_back(
     quadratic : Quadratic
     full : bool
         Whether all codes are allowed.
+    sweeps : int
+    steps : int
+        As `steps_of` has it. A block that took fewer is left as it was.
+    weights : float32[rows, columns]
     rows : Rows
-        With its weights set; the rest is overwritten.
+        Zeros in `loss` and `steps`; the rest is overwritten.
+    packed : uint8[rows * groups * GROUP_BYTES]
+        The rows by another way.
     """
-    for block in prange(rows.weights.shape[0]):
+    for number in prange(rows.loss.shape[0]):
+        block: Any = np.int64(number)  # the loop's own is unsigned
+        load_block(weights, quadratic.order, block, rows.weights[block])
         feed_back_block(
-            encode_tile, statistics, parameters, eps_scale, quadratic, full, block, rows
-        )
+            multiply, visit, encode_tile, statistics, parameters, eps_scale, quadratic, full, block,
+            rows,
+        )  # fmt: skip
+        for _ in range(sweeps):
+            sweep_block(multiply, visit, quadratic, full, block, rows)
+        store_better_rows(multiply, quadratic, block, weights.shape[0], steps, rows, packed)
+
+
+@helper
+def load_block(weights: Floats, order: Integers, block: int, tiles: Floats) -> None:
+    """Lay a block of rows out, float32[columns, LANES]: zeros for rows that there are not."""
+    count = min(LANES, weights.shape[0] - block * LANES)
+    for k in range(tiles.shape[0]):
+        for lane in range(count, LANES):
+            tiles[k, lane] = _ZERO
+    for g in range(order.size):
+        column = order[g] * GROUP_SIZE
+        for lane in range(count):
+            for i in range(GROUP_SIZE):
+                weight = weights[block * LANES + lane, column + i]
+                tiles[g * GROUP_SIZE + i, lane] = weight
+
+
+def add_terms(left: Floats, right: Floats, result: Floats) -> None:
+    """Add a product of any number of terms to a result; see `add_product`."""
+    for k in range(0, right.shape[0], TERMS):
+        add_product(left[:, k : k + TERMS], right[k : k + TERMS], result)
 
 
 @helper
 def feed_back_block(
+    multiply: Callable[..., None],
+    visit: Callable[..., None],
     encode_tile: Callable[..., None],
     statistics: Any,
     parameters: Any,
@@ -444,25 +479,28 @@ def feed_back_block(
     block: int,
     rows: Rows,
 ) -> None:
-    """Choose the codes of a block of rows; parameters are those of `_feed_back`."""
+    """Choose the codes of a block of rows, group by group; parameters as for `_improve_rows`."""
     targets = np.empty((GROUP_SIZE, LANES), np.float32)
+    center = np.empty((GROUP_SIZE, LANES), np.float32)
     centers = np.empty(LANES * GROUP_SIZE, np.float32)
     importance = np.empty(LANES * GROUP_SIZE, np.float32)
     packed = np.zeros(LANES * GROUP_BYTES, np.uint8)
     status = np.zeros(1, np.uint8)
+    weights, errors = rows.weights[block], rows.errors[block]
     for g in range(quadratic.order.size):
-        set_targets(g, block, quadratic, rows, targets)
-        set_centers(g, quadratic.feedback, rows.weights[block], targets, centers)
+        first, stop = g * GROUP_SIZE, (g + 1) * GROUP_SIZE
+        targets[:] = weights[first:stop]
+        multiply(quadratic.feedback[first:stop, :first], errors[:first], targets)
+        set_centers(g, quadratic.feedback, weights, targets, center, centers)
         for lane in range(LANES):
             for i in range(GROUP_SIZE):
-                importance[lane * GROUP_SIZE + i] = quadratic.importance[g * GROUP_SIZE + i]
+                importance[lane * GROUP_SIZE + i] = quadratic.importance[first + i]
         own = statistics_of(statistics, block, g, quadratic.order)
         status[0] = 0  # not that of the group before: where memory runs out, none is written
         encode_tile(centers, importance, own, parameters, eps_scale, packed, status, np.int64(0))
         if status[0] != ENCODED:
             return
-        round_group(g, block, quadratic, full, packed, targets, rows)
-    rows.finished[block] += 1
+        visit(g, block, first, first, targets, packed, quadratic, full, rows)
 
 
 def statistics_of(statistics: Any, block: int, g: int, order: Integers) -> Any:
@@ -492,25 +530,12 @@ def _compiled_statistics_of(statistics: Any, block: int, g: int, order: Integers
 
 
 @helper
-def set_targets(g: int, block: int, quadratic: Quadratic, rows: Rows, targets: Floats) -> None:
-    """Write a group's targets, float32[GROUP_SIZE, LANES], as far as earlier groups decide."""
-    first = g * GROUP_SIZE
-    weights, errors = rows.weights[block], rows.errors[block]
-    for i in range(GROUP_SIZE):
-        for lane in range(LANES):
-            targets[i, lane] = weights[first + i, lane]
-    for k in range(0, first, TERMS):
-        left = quadratic.feedback[first : first + GROUP_SIZE, k : k + TERMS]
-        add_product(left, errors[k : k + TERMS], targets)
-
-
-@helper
 def set_centers(
-    g: int, feedback: Floats, weights: Floats, targets: Floats, centers: Floats
+    g: int, feedback: Floats, weights: Floats, targets: Floats, center: Floats, centers: Floats
 ) -> None:
-    """Write a group's centers, row by row: float32[LANES * GROUP_SIZE]."""
+    """Write a group's centers as they are computed, and row by row: float32[LANES * GROUP_SIZE]."""
     first = g * GROUP_SIZE
-    center = targets.copy()
+    center[:] = targets
     for j in range(GROUP_SIZE):
         for i in range(j + 1, GROUP_SIZE):
             share = feedback[first + i, first + j]
@@ -526,32 +551,80 @@ def set_centers(
             centers[lane * GROUP_SIZE + i] = nearest_storable
 
 
-@helper
-def round_group(
+def visit_group(
     g: int,
     block: int,
+    start: int,
+    stop: int,
+    given: Floats,
+    packed: Bytes,
     quadratic: Quadratic,
     full: bool,
-    packed: Bytes,
-    targets: Floats,
     rows: Rows,
 ) -> None:
-    """Round a group's columns one after another, each with the errors of those before it.
+    """Choose a group's codes for the first time, or refine them with all others as they are.
 
-    Scales and curves are those of some packed bytes, uint8[LANES * GROUP_BYTES].
+    Parameters
+    ----------
+    g, block : int
+    start, stop : int
+        The columns whose part of the gradient is missing in `given`; none for the first time.
+    given : float32[GROUP_SIZE, LANES]
+        For the first time the group's targets, which are overwritten. Later, its gradient as far as
+        the columns outside decide.
+    packed : uint8[LANES * GROUP_BYTES]
+        Scales and curves for the first time.
+    quadratic : Quadratic
+    full : bool
+        Whether all codes are allowed.
+    rows : Rows
     """
     first = g * GROUP_SIZE
-    feedback = quadratic.feedback
-    weights, errors = rows.weights[block], rows.errors[block]
-    loss = rows.loss[block]
+    weights, errors, codes = rows.weights[block], rows.errors[block], rows.codes[block]
     group = new_group(rows.bits[block, g], rows.curves[block, g])
     levels = new_levels()
+    metric = np.empty((GROUP_SIZE, GROUP_SIZE), np.float32)
+    if start == stop:
+        metric[:] = quadratic.metrics[g]
+        read_scales(packed, group)
+        set_levels(group.bits, group.curves, full, levels)
+        round_group(first, quadratic, levels, given, weights, group)
+    else:
+        metric[:] = quadratic.hessian[first : first + GROUP_SIZE, first : first + GROUP_SIZE]
+        set_levels(group.bits, group.curves, full, levels)
+        group.gradient[:] = given
+        for k in range(start, stop, TERMS):
+            left = quadratic.hessian[first : first + GROUP_SIZE, k : k + TERMS]
+            add_product(left, errors[k : k + TERMS], group.gradient)
+        decode_group(codes[first : first + GROUP_SIZE], levels, group)
+    refine(metric, full, levels, group)
+    finish(first, weights, group, errors, codes, rows.loss[block])
+    if start == stop:
+        subtract_damping(first, quadratic.damping, errors, rows.loss[block])
+    rows.steps[block] += 1
+
+
+@helper
+def read_scales(packed: Bytes, group: Group) -> None:
+    """Take scales and curves from packed bytes, a group a lane."""
     for lane in range(LANES):
         at = lane * GROUP_BYTES
         high = np.uint32(packed[at + SCALE_AT + 1]) << np.uint32(8)
         group.bits[lane] = np.uint32(packed[at + SCALE_AT]) | high
         group.curves[lane] = np.int32(np.int8(packed[at + CURVE_AT]))
-    set_levels(group.bits, group.curves, full, levels)
+
+
+@helper
+def round_group(
+    first: int,
+    quadratic: Quadratic,
+    levels: Levels,
+    targets: Floats,
+    weights: Floats,
+    group: Group,
+) -> None:
+    """Round a group's columns one after another, each with the errors of those before it."""
+    feedback = quadratic.feedback
     step = np.empty(LANES, np.float32)
     for j in range(GROUP_SIZE):
         importance = quadratic.importance[first + j]
@@ -575,80 +648,105 @@ def round_group(
                 group.gradient[i, lane] = fma(
                     share, group.gradient[k, lane], group.gradient[i, lane]
                 )
-    refine(quadratic.metrics[g], full, levels, group)
-    finish(first, weights, group, errors, rows.codes[block], loss)
+
+
+@helper
+def decode_group(codes: Codes, levels: Levels, group: Group) -> None:
+    """Take codes, int8[GROUP_SIZE, LANES], and what they decode to."""
     for j in range(GROUP_SIZE):
-        damping = np.float64(quadratic.damping[first + j])
         for lane in range(LANES):
-            error = np.float64(errors[first + j, lane])
-            loss[lane] -= damping * (error * error)
+            code = np.float32(codes[j, lane])
+            scale = levels.scales[lane] * levels.signs[lane]
+            group.codes[j, lane] = code
+            group.decoded[j, lane] = level_of(code, scale, levels.cs[lane])
+
+
+@helper
+def subtract_damping(first: int, damping: Floats, errors: Floats, loss: Doubles) -> None:
+    """Subtract from the loss what the damping added for a group's columns."""
+    for j in range(first, first + GROUP_SIZE):
+        share = np.float64(damping[j])
+        for lane in range(LANES):
+            error = np.float64(errors[j, lane])
+            loss[lane] -= share * (error * error)
 
 
 # --- sweeps ----------------------------------------------------------------------------------
 
 
-def _sweep(quadratic: Quadratic, full: bool, rows: Rows) -> None:
-    """Lower the loss group by group, with all other groups as they are."""
-    for block in prange(rows.weights.shape[0]):
-        sweep_block(block, quadratic, full, rows)
-
-
 @helper
-def sweep_block(block: int, quadratic: Quadratic, full: bool, rows: Rows) -> None:
-    """Lower the loss of a block of rows."""
-    for g in range(quadratic.order.size):
-        sweep_group(g, block, quadratic, full, rows)
-    rows.finished[block] += 1
-
-
-@helper
-def sweep_group(g: int, block: int, quadratic: Quadratic, full: bool, rows: Rows) -> None:
-    """Refine a group with all others as they are."""
-    first, stop = g * GROUP_SIZE, (g + 1) * GROUP_SIZE
-    errors, codes = rows.errors[block], rows.codes[block]
-    group = new_group(rows.bits[block, g], rows.curves[block, g])
-    levels = new_levels()
-    set_levels(group.bits, group.curves, full, levels)
-    for k in range(0, errors.shape[0], TERMS):
-        left = quadratic.hessian[first:stop, k : k + TERMS]
-        add_product(left, errors[k : k + TERMS], group.gradient)
-    for j in range(GROUP_SIZE):
-        for lane in range(LANES):
-            code = np.float32(codes[first + j, lane])
-            scale = levels.scales[lane] * levels.signs[lane]
-            group.codes[j, lane] = code
-            group.decoded[j, lane] = level_of(code, scale, levels.cs[lane])
-    metric = quadratic.hessian[first:stop, first:stop]
-    refine(metric, full, levels, group)
-    finish(first, rows.weights[block], group, errors, codes, rows.loss[block])
+def sweep_block(
+    multiply: Callable[..., None],
+    visit: Callable[..., None],
+    quadratic: Quadratic,
+    full: bool,
+    block: int,
+    rows: Rows,
+) -> None:
+    """Lower the loss of a block of rows section by section; parameters as for `_improve_rows`."""
+    hessian, errors = quadratic.hessian, rows.errors[block]
+    outside = np.empty((SECTION // GROUP_SIZE, GROUP_SIZE, LANES), np.float32)
+    packed = np.empty(0, np.uint8)
+    for start in range(0, errors.shape[0], SECTION):
+        stop = min(start + SECTION, errors.shape[0])
+        groups = (stop - start) // GROUP_SIZE
+        outside[:] = _ZERO
+        for place in range(groups):
+            first = start + place * GROUP_SIZE
+            left = hessian[first : first + GROUP_SIZE]
+            multiply(left[:, :start], errors[:start], outside[place])
+            multiply(left[:, stop:], errors[stop:], outside[place])
+        for _ in range(VISITS):
+            for place in range(groups):
+                g = start // GROUP_SIZE + place
+                visit(g, block, start, stop, outside[place], packed, quadratic, full, rows)
 
 
 # --- the better of two ways ------------------------------------------------------------------
 
 
-def _compare(packed: Bytes, quadratic: Quadratic, rows: Rows, better: NDArray[np.bool_]) -> None:
-    """Write which rows have less loss than in some packed bytes; their errors are overwritten.
+@helper
+def store_better_rows(
+    multiply: Callable[..., None],
+    quadratic: Quadratic,
+    block: int,
+    count: int,
+    steps: int,
+    rows: Rows,
+    packed: Bytes,
+) -> None:
+    """Overwrite the rows of a block that have less loss than in some packed bytes.
 
-    Parameters
-    ----------
-    packed : uint8[rows * groups * GROUP_BYTES]
-    better : bool[rows]
-        Overwritten.
+    Their errors are overwritten as well. Parameters are those of `_improve_rows`; `count` is the
+    number of all rows.
     """
-    groups = quadratic.order.size
-    for block in prange(rows.weights.shape[0]):
-        first = block * LANES
-        count = min(LANES, better.size - first)
-        start = first * groups * GROUP_BYTES
-        stop = start + count * groups * GROUP_BYTES
-        compare_block(packed[start:stop], block, quadratic, rows, better[first : first + count])
+    row_bytes = quadratic.order.size * GROUP_BYTES
+    first = block * LANES
+    lanes = min(LANES, count - first)
+    better = np.zeros(lanes, np.bool_)
+    own = packed[first * row_bytes : (first + lanes) * row_bytes]
+    compare_block(multiply, own, block, quadratic, rows, better)
+    if rows.steps[block] != steps:
+        return
+    for lane in range(lanes):
+        if better[lane]:
+            place = slice(lane * row_bytes, (lane + 1) * row_bytes)
+            store_row(quadratic.order, rows, block, lane, own[place])
 
 
 @helper
 def compare_block(
-    packed: Bytes, block: int, quadratic: Quadratic, rows: Rows, better: NDArray[np.bool_]
+    multiply: Callable[..., None],
+    packed: Bytes,
+    block: int,
+    quadratic: Quadratic,
+    rows: Rows,
+    better: NDArray[np.bool_],
 ) -> None:
-    """Compare a block of rows; the other loss is summed up until it is larger in all of them."""
+    """Write which rows of a block are better than in some packed bytes, bool[rows].
+
+    The other loss is summed up until it is larger in all of them.
+    """
     weights, errors, loss = rows.weights[block], rows.errors[block], rows.loss[block]
     needed = np.zeros(LANES, np.float64)
     doubt = np.zeros(LANES, np.float64)
@@ -675,9 +773,7 @@ def compare_block(
         for i in range(GROUP_SIZE):
             for lane in range(LANES):
                 left[i, lane] = errors[first + i, lane]
-        for k in range(0, stop, TERMS):
-            shares = quadratic.feedback[first:stop, k : k + TERMS]
-            add_product(shares, errors[k : k + TERMS], left)
+        multiply(quadratic.feedback[first:stop, :stop], errors[:stop], left)
         for i in range(GROUP_SIZE):
             importance = np.float64(quadratic.importance[first + i])
             for lane in range(LANES):
@@ -688,7 +784,7 @@ def compare_block(
             undecided = undecided or not found[lane] > needed[lane]
     for lane in range(lanes):
         better[lane] = found[lane] > needed[lane]
-    rows.finished[block] += 1
+    rows.steps[block] += 1
 
 
 @helper
@@ -715,19 +811,9 @@ def set_errors(packed: Bytes, quadratic: Quadratic, weights: Floats, errors: Flo
                 errors[k, lane] = weights[k, lane] - level
 
 
-def _store_rows(order: Integers, rows: Rows, chosen: NDArray[np.bool_], packed: Bytes) -> None:
-    """Write the bytes of the chosen rows to uint8[rows * groups * GROUP_BYTES]."""
-    groups = order.size
-    for row in prange(chosen.size):
-        if chosen[row]:
-            start = row * groups * GROUP_BYTES
-            store_row(order, rows, row, packed[start : start + groups * GROUP_BYTES])
-
-
 @helper
-def store_row(order: Integers, rows: Rows, row: int, packed: Bytes) -> None:
+def store_row(order: Integers, rows: Rows, block: int, lane: int, packed: Bytes) -> None:
     """Write the bytes of a row; of scale zero, only zeros."""
-    block, lane = row // LANES, row % LANES
     for g in range(order.size):
         start = order[g] * GROUP_BYTES
         bits = rows.bits[block, g, lane]
@@ -744,8 +830,44 @@ def store_row(order: Integers, rows: Rows, row: int, packed: Bytes) -> None:
         packed[start + CURVE_AT] = rows.curves[block, g, lane] & 0xFF
 
 
-load_rows = Kernel(_load_rows)
-feed_back = Kernel(_feed_back)
-sweep = Kernel(_sweep)
-compare = Kernel(_compare)
-store_rows = Kernel(_store_rows)
+QUADRATIC: Final = types.NamedTuple(  # type: ignore[no-untyped-call]
+    (
+        types.int32[::1],
+        types.float32[:, ::1],
+        types.float32[:, ::1],
+        types.float32[::1],
+        types.float32[::1],
+        types.float32[:, :, ::1],
+    ),
+    Quadratic,
+)
+ROWS: Final = types.NamedTuple(  # type: ignore[no-untyped-call]
+    (
+        types.float32[:, :, ::1],
+        types.float32[:, :, ::1],
+        types.int8[:, :, ::1],
+        types.uint32[:, :, ::1],
+        types.int32[:, :, ::1],
+        types.float64[:, ::1],
+        types.int32[::1],
+    ),
+    Rows,
+)
+"""Numba's types of the tuples."""
+
+_TILE: Final = types.float32[:, ::1]
+
+MULTIPLY: Final = TileFunction(
+    add_terms, "feedback-multiply", types.void(types.float32[:, :], _TILE, _TILE)
+)
+VISIT: Final = TileFunction(
+    visit_group,
+    "feedback-visit",
+    types.void(
+        types.int64, types.int64, types.int64, types.int64, _TILE, types.uint8[::1], QUADRATIC,
+        types.boolean, ROWS,
+    ),
+)  # fmt: skip
+"""Large parts of the kernel, compiled once for both of its builds and for all methods."""
+
+improve_rows: Final = Kernel(_improve_rows)

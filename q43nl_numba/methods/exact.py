@@ -25,11 +25,11 @@ from the midpoints around it has one code all over the box: it is *settled*. The
   e8 + r8 is below the bound of all other codes, and may take it if e8 - r8 is below what they
   reach; then it is not settled.
 
-A box whose bound is not below the least error known is dropped, another one is halved, and a single
-point is decoded as a reader does. The bounds are computed in float32: every r is
-enlarged, and every bound lowered (`_margin`), by more than rounding can amount to. As the tangent
-plane misses only squares of the widths, boxes are dropped early: from a near-optimal start it takes
-about 1,600 of them for a group of normal weights, instead of 10^7 points.
+A box whose bound is not below the least error known is dropped, another one is halved, the most
+promising first, and a single point is decoded as a reader does. The bounds are computed in float32:
+every r is enlarged, and every bound lowered (`_margin`), by more than rounding can amount to. As
+the tangent plane misses only squares of the widths, boxes are dropped early: from a near-optimal
+start it takes about 1,600 of them for a group of normal weights, instead of 10^7 points.
 
 Scales beyond 98 times the largest magnitude need no box: the least positive level is 1/49 of the
 scale, so that every weight is nearest to 0 there.
@@ -56,7 +56,7 @@ from ..kernels.curve import SEVENTH, STEPS
 from ..kernels.joint import OUTERMOST, SMALLEST_CURVE, decoded_level, joint_encoder
 from ..kernels.tile import LANES, Doubles, Floats, Integers, ScaleBits
 from .method import Method
-from .optimal import CODES, PARAMETERS, Parameters, optimal_parameters, try_starts
+from .optimal import CODES, PARAMETERS, Parameters, optimal_parameters, search_optimal
 
 FIRST_EFFORT: Final = 6
 """Effort of the `optimal` method whose starts give the first known error."""
@@ -64,11 +64,14 @@ FIRST_EFFORT: Final = 6
 BOXES: Final = 64
 """Boxes bounded at once, side by side as lanes are elsewhere."""
 
-MOST_BOXES: Final = 1 << 20
-"""Boxes after which a group's search ends with the best that it has, some 90 ms on one core.
+MOST_BOXES: Final = 1 << 16
+"""Boxes after which a group's search ends with the best that it has.
 
-Without importance the hardest group found took 800,000. With importance that differs by factors of
-10^20 and more within a group no number is enough: the bounds are computed in float32.
+That takes 8 ms on one core, some 40 times as long as a group of normal weights with its 1,600
+boxes. Without importance, it is the end for some groups with few weights besides 0, or with one
+weight a hundred times the others; up to 95,000 boxes would prove what is found before (the total
+error is the same to 10^-11). With importance that differs by factors of 10^10 and more within a
+group no number is enough: the bounds are computed in float32.
 """
 
 _DEEPEST: Final = 32
@@ -111,12 +114,8 @@ def search_exact(
     curves: Integers,
     errors: Doubles,
 ) -> None:
-    """Improve on what the starts of `optimal` lead to, until nothing can be better."""
-    known_bits, known_curves = scale_bits, curves  # of groups of zeros: nothing yet
-    try_starts(
-        weights, importance, normalized, absmax, parameters, known_bits, known_curves,
-        scale_bits, curves, errors,
-    )  # fmt: skip
+    """Improve on what `optimal` finds, until nothing can be better."""
+    search_optimal(weights, importance, normalized, absmax, parameters, scale_bits, curves, errors)
     stack = np.empty((BOX_ROWS, STACK), np.int32)
     group = np.empty((3, GROUP_SIZE), np.float32)
     for lane in range(LANES):
@@ -125,7 +124,7 @@ def search_exact(
                 group[0, i] = weights[i, lane]
                 group[1, i] = importance[i, lane]
                 group[2, i] = normalized[i, lane]
-            scale_bits[lane], curves[lane], errors[lane] = branch_and_bound(
+            scale_bits[lane], curves[lane], errors[lane], _ = branch_and_bound(
                 group[0], group[1], group[2], absmax[lane], parameters.full,
                 scale_bits[lane], curves[lane], errors[lane], stack,
             )  # fmt: skip
@@ -143,7 +142,7 @@ def branch_and_bound(
     error: float,
     stack: Integers,
 ) -> Any:
-    """Return scale bits, curve and error of the optimum of a group, from those known.
+    """Return scale bits, curve and error of a group's optimum, and how many boxes were bounded.
 
     Parameters
     ----------
@@ -156,9 +155,10 @@ def branch_and_bound(
         Overwritten.
     """
     bounds = np.empty(BOXES, np.float32)
+    order = np.empty(BOXES, np.int32)
     unit = np.float64(absmax) * np.float64(absmax)
     energy = energy_of(normalized, importance)
-    count = set_roots(absmax, full, stack)
+    count = set_roots(absmax, full, side_of(normalized), stack)
     bounded = 0
     while count > 0 and error > 0 and bounded < MOST_BOXES:
         taken = min(count, BOXES)
@@ -166,7 +166,10 @@ def branch_and_bound(
         bounded += taken
         batch = stack[:, count : count + taken].copy()
         bound(batch, normalized, importance, absmax, full, bounds)
-        for box in range(taken):
+        limit = error / unit
+        promising = set_order(bounds, taken, limit + _margin(limit, energy), order)
+        for place in range(promising):
+            box = order[place]
             limit = error / unit
             if bounds[box] >= limit + _margin(limit, energy):
                 continue
@@ -181,7 +184,25 @@ def branch_and_bound(
             found = decoded_error(weights, importance, full, tried, batch[CURVE_0, box])
             if found < error:
                 scale_bits, curve, error = tried, batch[CURVE_0, box], found
-    return scale_bits, curve, error
+    return scale_bits, curve, error, bounded
+
+
+@helper
+def set_order(bounds: Floats, count: int, limit: float, order: Integers) -> int:
+    """Write the numbers of the boxes whose bounds are below a limit; return how many there are.
+
+    Bounds descend. What comes last is halved first: so the optimum of a hard group is found early.
+    """
+    below = 0
+    for box in range(count):
+        if bounds[box] < limit:
+            place = below
+            while place > 0 and bounds[order[place - 1]] < bounds[box]:
+                order[place] = order[place - 1]
+                place -= 1
+            order[place] = box
+            below += 1
+    return below
 
 
 @helper
@@ -208,21 +229,41 @@ def _margin(error: float, energy: float) -> float:
 
 
 @helper
-def set_roots(absmax: np.float32, full: bool, stack: Integers) -> int:
-    """Put the boxes that hold all pairs on the stack, one for each sign; return their number."""
+def set_roots(absmax: np.float32, full: bool, side: int, stack: Integers) -> int:
+    """Put the boxes that hold all pairs on the stack; return their number.
+
+    Subnormal scales, of which readers lose the sign, are in a box of their own. The other two are
+    in the order that `side` says, so that a negated group is searched in the mirrored order.
+    """
     last = np.int32(scale_bits_not_below(min(_FARTHEST_SCALE * absmax, np.float32(MAX_SCALE))))
-    count = 0
-    for sign in (1, -1):
-        # Readers lose the sign of subnormals.
-        least = 1 if sign > 0 else np.int32(SMALLEST_NORMAL_SCALE)
-        if last >= least and (full or sign > 0):
-            stack[SIGN, count] = sign
-            stack[SCALE_0, count] = least
-            stack[SCALE_1, count] = last
-            stack[CURVE_0, count] = SMALLEST_CURVE if full else -LARGEST_CURVE
-            stack[CURVE_1, count] = LARGEST_CURVE
-            count += 1
+    normal = np.int32(SMALLEST_NORMAL_SCALE)
+    count = push_root(1, 1, min(last, normal - np.int32(1)), full, stack, 0)
+    for sign in (-side, side):
+        if full or sign > 0:
+            count = push_root(sign, normal, last, full, stack, count)
     return count
+
+
+@helper
+def push_root(sign: int, first: Any, last: Any, full: bool, stack: Integers, count: int) -> int:
+    """Put the box of all curves and a range of scales, which may be empty, on the stack."""
+    if last < first:
+        return count
+    stack[SIGN, count] = sign
+    stack[SCALE_0, count] = first
+    stack[SCALE_1, count] = last
+    stack[CURVE_0, count] = SMALLEST_CURVE if full else -LARGEST_CURVE
+    stack[CURVE_1, count] = LARGEST_CURVE
+    return count + 1
+
+
+@helper
+def side_of(normalized: Floats) -> int:
+    """Return the sign of the first weight that is not 0, 1 if there is none."""
+    for i in range(GROUP_SIZE):
+        if normalized[i] != 0:
+            return 1 if normalized[i] > 0 else -1
+    return 1
 
 
 @helper

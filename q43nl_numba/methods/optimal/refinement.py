@@ -21,6 +21,7 @@ from ..._layout import (
     LARGEST_SCALE,
     MAX_SCALE,
     SCALE_SIGN,
+    SMALLEST_NORMAL_SCALE,
     scale_bits_not_below,
     scale_of_bits,
 )
@@ -166,11 +167,11 @@ def round_to_storable(
     """Write the best storable pair around a scale and c, for the codes' moments, and its score."""
     best = np.full(LANES, np.inf, np.float64)
     least_curve = np.float32(SMALLEST_CURVE if full else -LARGEST_CURVE)
-    for step in range(4):
+    for step in range(2):
         for lane in range(LANES):
             s2, s3, s4 = sums[0, lane], sums[1, lane], sums[2, lane]
             a, b = np.float64(sums[3, lane]), np.float64(sums[4, lane])
-            curve = np.floor(c[lane] * np.float32(LARGEST_CURVE)) + np.float32(step >> 1)
+            curve = np.floor(c[lane] * np.float32(LARGEST_CURVE)) + np.float32(step)
             curve = min(max(curve, least_curve), np.float32(LARGEST_CURVE))
             k = np.float64(curve) / 127.0
             # y = alpha j + beta j^2
@@ -181,11 +182,18 @@ def round_to_storable(
             unit = np.float64(absmax[lane])
             wanted = np.float32(product / square * unit) if square > 0 else _ZERO
             wanted = min(max(wanted, _ZERO), np.float32(MAX_SCALE))
-            bits = scale_bits_not_below(wanted)
-            bits = bits - np.uint32(1) if (step & 1) and bits > 0 else bits
-            p = np.float64(scale_of_bits(bits)) / unit
-            change = p * (p * square - 2.0 * product)
-            signed = bits | SCALE_SIGN if sign[lane] < 0 else bits
+            above = scale_bits_not_below(wanted)
+            below = above - np.uint32(1) if above > 0 else above
+            p_above = np.float64(scale_of_bits(above)) / unit
+            p_below = np.float64(scale_of_bits(below)) / unit
+            change_above = p_above * (p_above * square - 2.0 * product)
+            change_below = p_below * (p_below * square - 2.0 * product)
+            lower = change_below < change_above and below > 0
+            bits = below if lower else above
+            change = change_below if lower else change_above
+            # Readers lose the sign of subnormals.
+            negative = sign[lane] < 0 and bits >= SMALLEST_NORMAL_SCALE
+            signed = bits | SCALE_SIGN if negative else bits
             better = change < best[lane] and bits > 0 and bits <= LARGEST_SCALE
             best[lane] = change if better else best[lane]
             scale_bits[lane] = signed if better else scale_bits[lane]

@@ -3,15 +3,15 @@
 All groups have the same starts, so each group's importance and importance times magnitude are
 entered into bins once, and summed up from above. Eight lookups a start then give the five moments
 that `refinement.solve` needs: the step from code k - 1 to k adds (k^2 - (k - 1)^2) n to sum h j^2,
-where n is the importance beyond its threshold, and so on; both sides share seven of them.
+where n is the importance beyond its threshold, and so on. All searches share seven of them; in most
+starts no weight is beyond the eighth.
 """
 
 from __future__ import annotations
 
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
-from numpy.typing import NDArray
 
 from ..._jit import fma, helper, inlined
 from ..._layout import GROUP_SIZE
@@ -22,7 +22,10 @@ from .refinement import solve
 BINS: Final = 96
 ROWS: Final = BINS + 2
 SLICE: Final = 32
-"""Lanes ranked at once: their tables stay in the L1 cache."""
+"""Lanes ranked at once: their tables stay in the L2 cache."""
+_ROW: Final = 2 * SLICE
+_PART: Final = ROWS * _ROW
+"""Elements of a row and of a third of the tables: see `fill_table`."""
 
 _SCALES: Final = (0.7, 1.25)
 """Range of the starts' scales: on normal data 99 % of the optima lie between 0.72 and 1.26."""
@@ -75,12 +78,12 @@ def rank_starts(
     first: int,
     full: bool,
     limit: Floats,
-    mirrors: NDArray[np.bool_],
+    sides: Integers,
     bins: Integers,
     starts: Floats,
     chosen: Integers,
 ) -> None:
-    """Write the best starts of the lanes from `first` on: number times two, plus one if mirrored.
+    """Write the best starts of the lanes from `first` on.
 
     Parameters
     ----------
@@ -90,134 +93,189 @@ def rank_starts(
     full : bool
     limit : float32[LANES]
         Largest scale, in units of the absmax.
-    mirrors : bool[LANES]
-        Whether a negative scale may be stored.
+    sides : int32[LANES]
+        Sign that scales are tried with first, 0 where they must be positive.
     bins : int32[starts, OUTERMOST]
     starts : float32[starts, 2]
-    chosen : int32[refined, LANES]
-        Overwritten from `first` on.
+    chosen : int32[searches, refined, LANES]
+        Overwritten from `first` on with number times two, plus one if the scale is negative. The
+        first search may use all codes if `full`, the second may not.
     """
-    table = np.zeros((3, ROWS, 2, SLICE), np.float32)
-    fill_table(normalized, importance, first_moments, first, table)
-    kept = chosen.shape[0]
-    best = np.full((kept, SLICE), -1, np.float32)
-    number = np.zeros((kept, SLICE), np.int32)
-    sums = np.empty((7, SLICE), np.float32)
+    flat = np.zeros(3 * _PART, np.float32)
+    fill_table(normalized, importance, first_moments, sides, first, flat)
+    table = flat.reshape(3, ROWS, 2, SLICE)
+    searches, kept = chosen.shape[0], chosen.shape[1]
+    best = np.full((searches, kept, SLICE), -1, np.float32)
+    number = np.zeros((searches, kept, SLICE), np.int32)
+    own_limit = limit[first : first + SLICE].copy()
+    own_sides = sides[first : first + SLICE].copy()
+    scores = np.empty((2, SLICE), np.float32)
+    turns = np.zeros((2, SLICE), np.int32)
+    name = np.empty(SLICE, np.int32)
     for start in range(bins.shape[0]):
-        add_inner_codes(table, bins[start, 0], bins[start, 1], bins[start, 2], bins[start, 3], sums)
-        add_outer_codes(
-            table, bins[start, 4], bins[start, 5], bins[start, 6], bins[start, 7], full,
-            starts[start, 1], limit, first, sums,
-        )  # fmt: skip
-        keep_best_starts(sums, start, mirrors, first, best, number)
-    for place in range(kept):
-        for lane in range(SLICE):
-            chosen[place, first + lane] = number[place, lane]
+        c = starts[start, 1]
+        if full and bins[start, OUTERMOST - 1] <= BINS:
+            set_scores(table, bins[start], c, own_limit, own_sides, scores, turns)
+        else:  # no weight is that large
+            set_inner_scores(table, bins[start], c, own_limit, scores, turns)
+        for search in range(searches):
+            keep_best_starts(
+                scores[search], turns[search], start, name, best[search], number[search]
+            )
+    for search in range(searches):
+        for place in range(kept):
+            for lane in range(SLICE):
+                # The side of the first weight has the even number.
+                turned = np.int32(own_sides[lane] < 0)
+                chosen[search, place, first + lane] = number[search, place, lane] ^ turned
 
 
 @helper
 def fill_table(
-    normalized: Floats, importance: Floats, first_moments: Floats, first: int, table: Floats
+    normalized: Floats,
+    importance: Floats,
+    first_moments: Floats,
+    sides: Integers,
+    first: int,
+    flat: Floats,
 ) -> None:
     """Write the importance from each bin on, and importance times magnitude.
 
-    `table` is float32[3, ROWS, 2, SLICE]: of all weights, the negative and the positive ones.
+    `flat` is float32[3, ROWS, 2, SLICE], flattened, which takes half the time: sums over all
+    weights, over those that have code -8 if the scale is of the lane's side, and over the others.
     """
-    for lane in range(SLICE):
-        for i in range(GROUP_SIZE):
+    place = np.empty(GROUP_SIZE * SLICE, np.int32)
+    for i in range(GROUP_SIZE):
+        for lane in range(SLICE):
             v = normalized[i, first + lane]
             bin_ = np.int32(np.sqrt(min(abs(v), _ONE)) * _BINS)
-            side = 1 if v < 0 else 2
-            table[side, bin_, 0, lane] += importance[i, first + lane]
-            table[side, bin_, 1, lane] += first_moments[i, first + lane]
-    for side in range(1, 3):
-        for row in range(BINS - 1, -1, -1):
-            for lane in range(SLICE):
-                table[side, row, 0, lane] += table[side, row + 1, 0, lane]
-                table[side, row, 1, lane] += table[side, row + 1, 1, lane]
-    for row in range(ROWS):
+            has_8 = (v < 0) == (sides[first + lane] >= 0)
+            part = np.int32(_PART if has_8 else 2 * _PART)
+            place[i * SLICE + lane] = part + bin_ * np.int32(_ROW) + np.int32(lane)
+    for i in range(GROUP_SIZE):
         for lane in range(SLICE):
-            table[0, row, 0, lane] = table[1, row, 0, lane] + table[2, row, 0, lane]
-            table[0, row, 1, lane] = table[1, row, 1, lane] + table[2, row, 1, lane]
+            at = place[i * SLICE + lane]
+            flat[at] += importance[i, first + lane]
+            flat[at + SLICE] += first_moments[i, first + lane]
+    for row in range(_PART + (BINS - 1) * _ROW, _PART - 1, -_ROW):
+        for k in range(_ROW):
+            own = flat[row + k] + flat[row + k + _ROW]
+            other = flat[row + k + _PART] + flat[row + k + _PART + _ROW]
+            flat[row + k] = own
+            flat[row + k + _PART] = other
+    for k in range(_PART):
+        flat[k] = flat[k + _PART] + flat[k + 2 * _PART]
 
 
 @helper
-def add_inner_codes(
-    table: Floats, t1: np.int32, t2: np.int32, t3: np.int32, t4: np.int32, sums: Floats
+def first_seven(row: Integers) -> Any:
+    """Return the bins from which codes 1 to 7 begin; read in the loop, they would slow it down."""
+    return row[0], row[1], row[2], row[3], row[4], row[5], row[6]
+
+
+@helper
+def inner_moments(table: Floats, bins: Any, lane: int) -> Any:
+    """Return the five moments that the steps to codes 1 to 7 make up."""
+    n1, m1 = table[0, bins[0], 0, lane], table[0, bins[0], 1, lane]
+    n2, m2 = table[0, bins[1], 0, lane], table[0, bins[1], 1, lane]
+    n3, m3 = table[0, bins[2], 0, lane], table[0, bins[2], 1, lane]
+    n4, m4 = table[0, bins[3], 0, lane], table[0, bins[3], 1, lane]
+    n5, m5 = table[0, bins[4], 0, lane], table[0, bins[4], 1, lane]
+    n6, m6 = table[0, bins[5], 0, lane], table[0, bins[5], 1, lane]
+    n7, m7 = table[0, bins[6], 0, lane], table[0, bins[6], 1, lane]
+    f = np.float32
+    s2 = fma(f(7), n4, fma(f(5), n3, fma(f(3), n2, n1)))
+    s2 = fma(f(13), n7, fma(f(11), n6, fma(f(9), n5, s2)))
+    s3 = fma(f(37), n4, fma(f(19), n3, fma(f(7), n2, n1)))
+    s3 = fma(f(127), n7, fma(f(91), n6, fma(f(61), n5, s3)))
+    s4 = fma(f(175), n4, fma(f(65), n3, fma(f(15), n2, n1)))
+    s4 = fma(f(1105), n7, fma(f(671), n6, fma(f(369), n5, s4)))
+    a = ((m1 + m2) + (m3 + m4)) + ((m5 + m6) + m7)
+    b = fma(f(7), m4, fma(f(5), m3, fma(f(3), m2, m1)))
+    b = fma(f(13), m7, fma(f(11), m6, fma(f(9), m5, b)))
+    return s2, s3, s4, a, b
+
+
+@helper
+def set_inner_scores(
+    table: Floats, row: Integers, c: np.float32, limit: Floats, scores: Floats, turns: Integers
 ) -> None:
-    """Write the moments that the steps to codes 1 to 4 make up."""
+    """Write the energy that a start explains without code -8, as both scores."""
+    bins = first_seven(row)
     for lane in range(SLICE):
-        n1, n2 = table[0, t1, 0, lane], table[0, t2, 0, lane]
-        n3, n4 = table[0, t3, 0, lane], table[0, t4, 0, lane]
-        m1, m2 = table[0, t1, 1, lane], table[0, t2, 1, lane]
-        m3, m4 = table[0, t3, 1, lane], table[0, t4, 1, lane]
-        f = np.float32
-        sums[0, lane] = fma(f(7), n4, fma(f(5), n3, fma(f(3), n2, n1)))
-        sums[1, lane] = fma(f(37), n4, fma(f(19), n3, fma(f(7), n2, n1)))
-        sums[2, lane] = fma(f(175), n4, fma(f(65), n3, fma(f(15), n2, n1)))
-        sums[3, lane] = (m1 + m2) + (m3 + m4)
-        sums[4, lane] = fma(f(7), m4, fma(f(5), m3, fma(f(3), m2, m1)))
+        s2, s3, s4, a, b = inner_moments(table, bins, lane)
+        _, _, score = solve(s2, s3, s4, a, b, c, limit[lane])
+        scores[0, lane] = score
+        scores[1, lane] = score
+        turns[0, lane] = 0
 
 
 @helper
-def add_outer_codes(
+def set_scores(
     table: Floats,
-    t5: np.int32,
-    t6: np.int32,
-    t7: np.int32,
-    t8: np.int32,
-    full: bool,
+    row: Integers,
     c: np.float32,
     limit: Floats,
-    first: int,
-    sums: Floats,
+    sides: Integers,
+    scores: Floats,
+    turns: Integers,
 ) -> None:
-    """Complete the moments, with code 8 on either side, and write the explained energies."""
-    outermost = _ONE if full else _ZERO
+    """Write the energies that a start explains with all codes and without code -8.
+
+    Parameters
+    ----------
+    table : float32[3, ROWS, 2, SLICE]
+    row : int32[OUTERMOST]
+        Bins from which the codes begin.
+    c : float32
+    limit : float32[SLICE]
+    sides : int32[SLICE]
+    scores : float32[2, SLICE]
+        Overwritten.
+    turns : int32[2, SLICE]
+        Overwritten: 1 in row 0 where the scale should not be of the lane's side.
+    """
+    last = row[OUTERMOST - 1]
+    bins = first_seven(row)
     for lane in range(SLICE):
-        n5, n6, n7 = table[0, t5, 0, lane], table[0, t6, 0, lane], table[0, t7, 0, lane]
-        m5, m6, m7 = table[0, t5, 1, lane], table[0, t6, 1, lane], table[0, t7, 1, lane]
+        s2, s3, s4, a, b = inner_moments(table, bins, lane)
+        _, _, inner = solve(s2, s3, s4, a, b, c, limit[lane])
+        n8, m8 = table[1, last, 0, lane], table[1, last, 1, lane]
         f = np.float32
-        s2 = sums[0, lane] + fma(f(13), n7, fma(f(11), n6, f(9) * n5))
-        s3 = sums[1, lane] + fma(f(127), n7, fma(f(91), n6, f(61) * n5))
-        s4 = sums[2, lane] + fma(f(1105), n7, fma(f(671), n6, f(369) * n5))
-        a = sums[3, lane] + ((m5 + m6) + m7)
-        b = sums[4, lane] + fma(f(13), m7, fma(f(11), m6, f(9) * m5))
-        n8, m8 = outermost * table[1, t8, 0, lane], outermost * table[1, t8, 1, lane]
-        _, _, score = solve(
+        _, _, own = solve(
             fma(f(15), n8, s2), fma(f(169), n8, s3), fma(f(1695), n8, s4), a + m8,
-            fma(f(15), m8, b), c, limit[first + lane],
+            fma(f(15), m8, b), c, limit[lane],
         )  # fmt: skip
-        n8, m8 = outermost * table[2, t8, 0, lane], outermost * table[2, t8, 1, lane]
-        _, _, mirrored = solve(
+        n8, m8 = table[2, last, 0, lane], table[2, last, 1, lane]
+        _, _, other = solve(
             fma(f(15), n8, s2), fma(f(169), n8, s3), fma(f(1695), n8, s4), a + m8,
-            fma(f(15), m8, b), c, limit[first + lane],
+            fma(f(15), m8, b), c, limit[lane],
         )  # fmt: skip
-        sums[5, lane] = score
-        sums[6, lane] = mirrored
+        turn = other > own and sides[lane] != 0
+        scores[0, lane] = other if turn else own
+        scores[1, lane] = inner
+        turns[0, lane] = np.int32(turn)
 
 
 @helper
 def keep_best_starts(
-    sums: Floats,
-    start: int,
-    mirrors: NDArray[np.bool_],
-    first: int,
-    best: Floats,
-    number: Integers,
+    score: Floats, turn: Integers, start: int, name: Integers, best: Floats, number: Integers
 ) -> None:
-    """Enter a start into each lane's sorted list."""
+    """Enter a start into each lane's sorted list; `score` and `name` are overwritten."""
+    last = best.shape[0] - 1
+    entries = np.int32(0)
     for lane in range(SLICE):
-        mirrored = sums[6, lane] > sums[5, lane] and mirrors[first + lane]
-        score = sums[6, lane] if mirrored else sums[5, lane]
-        sums[5, lane] = score
-        sums[6, lane] = np.float32(2 * start + 1) if mirrored else np.float32(2 * start)
+        entries += np.int32(score[lane] > best[last, lane])
+    if entries == 0:
+        return
+    for lane in range(SLICE):
+        name[lane] = np.int32(2 * start) + turn[lane]
     for place in range(best.shape[0]):
         for lane in range(SLICE):
-            score, name = sums[5, lane], np.int32(sums[6, lane])
+            new, new_name = score[lane], name[lane]
             old, old_name = best[place, lane], number[place, lane]
-            better = score > old
-            best[place, lane] = score if better else old
-            number[place, lane] = name if better else old_name
-            sums[5, lane] = old if better else score
-            sums[6, lane] = np.float32(old_name) if better else np.float32(name)
+            better = new > old
+            best[place, lane] = new if better else old
+            number[place, lane] = new_name if better else old_name
+            score[lane] = old if better else new
+            name[lane] = old_name if better else new_name

@@ -154,7 +154,9 @@ def test_another_version_is_not_resumed(
         convert_model(folder, tmp_path / "out", "grid", resume=True)
 
 
-@pytest.mark.parametrize("damage", ["file", "no file", "no folder", "journal line", "journal"])
+@pytest.mark.parametrize(
+    "damage", ["file", "no file", "no folder", "journal line", "empty journal", "journal"]
+)
 def test_what_was_damaged_meanwhile_is_made_again(
     folder: Path, tmp_path: Path, damage: str
 ) -> None:
@@ -170,6 +172,8 @@ def test_what_was_damaged_meanwhile_is_made_again(
         shutil.rmtree(first.parent)
     elif damage == "journal line":
         journal.write_bytes(journal.read_bytes()[:-20])  # the last line has no end
+    elif damage == "empty journal":  # as after a kill before the first line was written
+        journal.write_bytes(b"")
     else:
         journal.write_bytes(b"{}\n{\n")
         with pytest.raises(ModelFileError, match="is damaged; remove the folder"):

@@ -165,7 +165,7 @@ for name, argv in commands.items():
             for path in out.parent.rglob("*.tmp"):
                 raise AssertionError((name, number, str(path)))
             assert result == "interrupted" or "interrupted" in result[1], (name, number, result)
-        if not (resumed and is_interrupted):
+        if out.exists() or not (resumed and is_interrupted):  # complete: nothing to resume
             clear()
     if not out.exists():
         assert run_quietly(argv)[0] == 0
@@ -222,7 +222,7 @@ def test_every_command(commands: tuple[dict[str, list[str]], Path], tries: int) 
 def test_every_command_that_resumes(commands: tuple[dict[str, list[str]], Path]) -> None:
     """Interrupted again and again, it ends with the same bytes."""
     argv, out = commands
-    names = ("convert", "convert with hessians", "restore", "export", "restore engine")
+    names = ("convert", "restore", "export", "restore engine")
     resuming = {name: [*argv[name], "--resume"] for name in names}
     run(COMMANDS, 120, json.dumps(resuming), out, "resumed")
 

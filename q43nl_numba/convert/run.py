@@ -206,7 +206,7 @@ class Partial:
                 raise ModelFileError(f"{path}: another process is writing it")
             journal = os.path.join(path, _JOURNAL)
             done: dict[str, WrittenFile] = {}
-            if resume and os.path.exists(journal):
+            if resume and _has_begun(journal):
                 header, done = _read_journal(journal)
                 _check_same(path, header["description"], description)
                 os.makedirs(os.path.join(path, _FILES), exist_ok=True)  # killed in `remove`
@@ -249,8 +249,12 @@ class Partial:
         with contextlib.suppress(FileNotFoundError):
             os.rmdir(folder)  # an empty one
         os.rename(self.files, folder)
+        self.forget()
         sync_folder(os.path.dirname(os.path.abspath(folder)))
-        self.remove()
+
+    def forget(self) -> None:
+        """Let the end of the run, whatever it is, remove the folder: the output is complete."""
+        self._done = {}
 
     def remove(self) -> None:
         """Remove the folder, its lock last."""
@@ -300,6 +304,15 @@ def _append(journal: str, document: Mapping[str, Any]) -> None:
         file.write(json.dumps(document) + "\n")
         file.flush()
         os.fsync(file.fileno())
+
+
+def _has_begun(journal: str) -> bool:
+    """Return whether a journal's first line was written whole, before which no file was begun."""
+    try:
+        with open(journal, "rb") as file:
+            return file.readline().endswith(b"\n")
+    except FileNotFoundError:
+        return False
 
 
 def _read_journal(path: str) -> tuple[dict[str, Any], dict[str, WrittenFile]]:

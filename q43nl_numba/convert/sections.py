@@ -91,8 +91,8 @@ def write_resumable_file(
             if mode is not None:
                 os.chmod(growing, mode)
             rename_complete(growing, target, path, no_clobber=no_clobber)
+            partial.forget()
         sync_folder(os.path.dirname(target))
-        partial.remove()
     return written
 
 

@@ -441,6 +441,7 @@ def test_bytes_do_not_depend_on_the_processor(tmp_path, processor):
     assert run(script, NUMBA_CACHE_DIR=str(tmp_path), **machine) == run(script)
 
 
+@pytest.mark.slow
 def test_no_access_is_out_of_bounds(tmp_path):
     script = """
     inputs = np.random.default_rng(6).standard_normal((50, 160))

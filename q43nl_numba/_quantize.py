@@ -162,7 +162,8 @@ def q43nl(
       whatever method stored it.
     - A negated tensor decodes to the negation where weights count, except for scales of "optimal"
       and "exact" below 2^-13: readers lose the sign of scales below 2^-14, so only positive ones
-      are stored there. A tensor times a power of two has other scales only, where float16 has them.
+      are stored there. A tensor times a power of two has other scales only, where float16 has them
+      ("exact" may choose another of two equal errors: 3 groups in 1,000).
     - "exact" ends its search in hard groups after some 40 times the usual time, with the best found
       so far. So symmetric codes may be better than all: in 20 of 100,000 groups, whose error is
       below 10^-3 of their energy, by less than 10^-6 of the error; and in 13 of 1,000 groups with

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -74,4 +74,4 @@ class _Judged(Maker):
 
     def finding(self) -> dict[str, Any]:
         """Return the figures."""
-        return asdict(self._judge.figures())
+        return self._judge.figures().document()

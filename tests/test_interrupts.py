@@ -15,8 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from calibrate_folders import model_folder, text_file
-from engine_models import ENGINE
+from every_command import tiny_commands
 from test_cli import default_signals
 from test_kernels import PACKAGE
 
@@ -179,35 +178,7 @@ print(json.dumps(found))
 @pytest.fixture(scope="module")
 def commands(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, list[str]], Path]:
     """Every command on tiny models, and where its output goes."""
-    from q43nl_numba.cli import main
-
-    base = tmp_path_factory.mktemp("commands")
-    model, packed, engine = ENGINE / "qwen3", base / "packed", base / "engine.st"
-    out = base / "out" / "out"
-    folder, text = model_folder(base), text_file(base)
-    shown = ["--text", text, "--tokens", 200, "--window", 40]
-    for argv in (
-        ["convert", model, packed, "--method", "grid"],
-        ["export", model, engine, "--method", "grid"],
-        ["convert", folder, base / "quantized", "--method", "grid"],
-        ["calibrate", folder, base / "stats", *shown, "--hessians"],
-    ):
-        assert main([str(word) for word in argv]) == 0
-    found = {
-        "convert": ["convert", model, out, "--method", "grid"],
-        "convert with hessians": [
-            "convert", folder, out, "--method", "coarse_fine", "--hessians", base / "stats",
-        ],
-        "restore": ["restore", packed, out],
-        "export": ["export", model, out, "--method", "grid"],
-        "restore engine": ["restore", engine, out],
-        "verify": ["verify", model, packed],
-        "inspect": ["inspect", engine],
-        "calibrate": ["calibrate", folder, out, *shown],
-        "evaluate": ["evaluate", folder, base / "quantized", *shown],
-        "compare": ["compare", "--size", 6400, "--methods", "coarse_fine", "--repeat", 1],
-    }  # fmt: skip
-    return {name: [str(word) for word in argv] for name, argv in found.items()}, out
+    return tiny_commands(tmp_path_factory.mktemp("commands"))
 
 
 @pytest.mark.parametrize("tries", [6, pytest.param(120, marks=pytest.mark.slow)])

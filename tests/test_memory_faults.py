@@ -18,8 +18,7 @@ import textwrap
 from pathlib import Path
 
 import pytest
-from calibrate_folders import model_folder, text_file
-from engine_models import ENGINE
+from every_command import tiny_commands
 from test_kernels import PACKAGE
 
 LARGE = 160 << 10  # bytes
@@ -230,40 +229,19 @@ def survey(commands, out, strict=True, **options):
 
 
 @pytest.fixture(scope="module")
-def commands(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, list[str]], str]:
+def commands(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, list[str]], Path]:
     """Every command on tiny models, and where its output goes."""
-    from q43nl_numba.cli import main
-
-    base = tmp_path_factory.mktemp("commands")
-    model, packed, engine = ENGINE / "qwen3", base / "packed", base / "engine.st"
-    out = base / "out" / "out"
-    assert main(["convert", str(model), str(packed), "--method", "grid"]) == 0
-    assert main(["export", str(model), str(engine), "--method", "grid"]) == 0
-    folder, text = model_folder(base), text_file(base)
-    assert main(["convert", str(folder), str(base / "quantized"), "--method", "grid"]) == 0
-    shown = ["--text", text, "--tokens", 200, "--window", 40]
-    found = {
-        "convert": ["convert", model, out, "--method", "grid"],
-        "restore": ["restore", packed, out],
-        "export": ["export", model, out, "--method", "grid"],
-        "restore engine": ["restore", engine, out],
-        "verify": ["verify", model, packed],
-        "inspect": ["inspect", engine],
-        "calibrate": ["calibrate", folder, out, *shown],
-        "evaluate": ["evaluate", folder, base / "quantized", *shown],
-        "compare": ["compare", "--size", 6400, "--methods", "coarse_fine", "--repeat", 1],
-    }
-    return {name: [str(word) for word in argv] for name, argv in found.items()}, str(out)
+    return tiny_commands(tmp_path_factory.mktemp("commands"))
 
 
 def survey_of_commands(
-    library: Path, commands: tuple[dict[str, list[str]], str], names: list[str], options: str
+    library: Path, commands: tuple[dict[str, list[str]], Path], names: list[str], options: str
 ) -> dict[str, dict[str, int]]:
     argv, out = commands
     script = f"""
     {textwrap.indent(COMMANDS, "    ").strip()}
     commands = json.loads({json.dumps({name: argv[name] for name in names})!r})
-    print(json.dumps(survey(commands, Path({out!r}), {options})))
+    print(json.dumps(survey(commands, Path({str(out)!r}), {options})))
     """
     found = run(library, script)
     assert outcomes(found) == {"right", "MemoryError"}
@@ -282,7 +260,7 @@ FILES = ["restore", "restore engine", "verify", "inspect"]
     ],
 )
 def test_every_large_request_of_a_command(
-    library: Path, commands: tuple[dict[str, list[str]], str], names: list[str], count: int
+    library: Path, commands: tuple[dict[str, list[str]], Path], names: list[str], count: int
 ) -> None:
     """Exit code 1, one line that says it, and no file under any name."""
     survey_of_commands(library, commands, names, f"count={count}, size={LARGE}")
@@ -291,7 +269,7 @@ def test_every_large_request_of_a_command(
 @pytest.mark.slow
 @pytest.mark.parametrize("name", [*FILES, "convert", "export", "calibrate", "evaluate", "compare"])
 def test_requests_of_the_interpreter_in_a_command(
-    library: Path, commands: tuple[dict[str, list[str]], str], name: str
+    library: Path, commands: tuple[dict[str, list[str]], Path], name: str
 ) -> None:
     """Those of the main thread: others that cannot start leave Python 3.11 waiting for them.
 
@@ -304,7 +282,7 @@ def test_requests_of_the_interpreter_in_a_command(
 
 @pytest.mark.slow
 def test_every_large_array_of_a_forward_pass(
-    library: Path, commands: tuple[dict[str, list[str]], str]
+    library: Path, commands: tuple[dict[str, list[str]], Path]
 ) -> None:
     options = "size=32 << 10, of=b'_multiarray_umath'"
     survey_of_commands(library, commands, ["calibrate", "evaluate"], options)

@@ -24,6 +24,9 @@ from q43nl_numba.calibrate import (
     read_config,
     read_text,
 )
+from q43nl_numba.calibrate.config import layer_stages
+from q43nl_numba.calibrate.drift import RIDGE, SHARE
+from q43nl_numba.calibrate.forward import run_layer
 from q43nl_numba.calibrate.statistics import shrunk
 
 KINDS = (
@@ -67,6 +70,7 @@ def test_nothing_quantized_is_the_original_stream(tmp_path, name):
         np.testing.assert_allclose(found.importance, (expected**2).mean(axis=0), rtol=1e-4)
         exact = shrunk((expected.T @ expected / len(expected)).astype(np.float32), len(expected))
         np.testing.assert_allclose(found.hessian, exact, rtol=1e-3, atol=1e-4 * np.abs(exact).max())
+        assert found.target is found.weights
     if output == "lm_head.weight":
         (embedding,) = recorder.given["model.embed_tokens.weight"]
         assert embedding.importance is embedding.hessian is None
@@ -100,6 +104,85 @@ def test_statistics_come_from_the_quantized_stream(tmp_path):
         for name in LAYERS[7:]
     ]
     assert max(moved) > 0.01
+
+
+def stops_by_hand(folder, ids):
+    """Inputs and residual streams of every matrix, each ``[tokens, columns]``."""
+    decoder = decoder_of(folder, ids.shape[1])
+    hidden = decoder.embed(ids)
+    found = {}
+    for layer in range(2):
+        weights = decoder.load_layer(layer)
+        passes = [decoder.layer_pass(layer, weights, window) for window in hidden]
+        for names in layer_stages(decoder.config):
+            stops = [next(layer_pass) for layer_pass in passes]
+            inputs = np.concatenate([stop.inputs for stop in stops])
+            residual = None
+            if stops[0].residual is not None:
+                residual = np.concatenate([stop.residual for stop in stops])
+            found |= {f"model.layers.{layer}.{name}": (inputs, residual) for name in names}
+        hidden = np.array([run_layer(layer_pass) for layer_pass in passes])
+    found["lm_head.weight"] = np.concatenate([decoder.final_norm(w) for w in hidden]), None
+    return found
+
+
+@pytest.mark.parametrize("name", ["llama", "qwen2", "phi3", "mixtral"])
+def test_targets_make_up_for_the_drift(tmp_path, name):
+    """They are least squares of the original's outputs, by its inputs and residual streams."""
+    folder = model_folder(tmp_path, name)
+    windows = windows_for(folder, tmp_path)
+    recorder = Recorder(lambda found: quantized(found.target, importance=found.importance))
+    calibrated_layers(folder, windows, recorder, hessians=True)
+
+    before = stops_by_hand(folder, windows.ids)
+    change_tensors(
+        folder,
+        lambda t: t.update({n: np.concatenate(r) for n, r in recorder.results.items()}),
+    )
+    after = stops_by_hand(folder, windows.ids)
+    for key, (found,) in recorder.given.items():
+        if "embed" in key or "experts" in key:
+            assert found.target is found.weights
+            continue
+        (x, r), (x_drifted, r_drifted) = before[key], after[key]
+        moved = (x - x_drifted) @ found.weights.T.astype(np.float64)
+        if r is not None:
+            moved += r - r_drifted
+        hessian = found.hessian.astype(np.float64)
+        hessian += RIDGE * np.trace(hessian) / len(hessian) * np.eye(len(hessian))
+        wanted = SHARE * np.linalg.solve(hessian, x_drifted.T @ moved / len(x)).T
+        assert np.abs(wanted).max() > 1e-3
+        np.testing.assert_allclose(
+            found.target - found.weights, wanted, atol=2e-3 * np.abs(wanted).max()
+        )
+
+
+def test_there_is_no_target_without_hessians(tmp_path):
+    folder = model_folder(tmp_path)
+    recorder = Recorder(lambda found: quantized(found.weights))
+    calibrated_layers(folder, windows_for(folder, tmp_path), recorder)
+    assert all(f.target is f.weights for (f,) in recorder.given.values())
+
+
+def test_targets_bring_the_output_closer_to_the_original(tmp_path, monkeypatch):
+    folder = model_folder(tmp_path)
+    windows = windows_for(folder, tmp_path)
+    wanted = stops_by_hand(folder, windows.ids)["lm_head.weight"][0]
+    errors = []
+    for share in (0.3, 0):
+        monkeypatch.setattr("q43nl_numba.calibrate.drift.SHARE", np.float32(share))
+        recorder = Recorder(lambda found: quantized(found.target, hessian=found.hessian))
+        calibrated_layers(folder, windows, recorder, hessians=True)
+        copy = model_folder(tmp_path / f"{share}")
+        change_tensors(
+            copy,
+            lambda t, found=recorder.results: t.update(
+                {n: np.concatenate(r) for n, r in found.items()}
+            ),
+        )
+        found = stops_by_hand(copy, windows.ids)["lm_head.weight"][0]
+        errors.append(np.square(found - wanted).sum())
+    assert errors[0] < 0.97 * errors[1]
 
 
 def test_matrices_that_share_their_input_share_their_hessian(tmp_path):

@@ -28,6 +28,9 @@ _Value = TypeVar("_Value")
 #: Matrices of a layer that share their input, in the order in which the forward pass meets them.
 Stages = tuple[tuple[str, ...], ...]
 
+#: Of a mixture of experts, the stage of the router. What follows, each expert does for its tokens.
+ROUTER_STAGE = 2
+
 
 @dataclass(frozen=True)
 class Rope:

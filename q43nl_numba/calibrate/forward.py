@@ -9,7 +9,7 @@ products, which take nearly all the time, are BLAS's.
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -24,8 +24,20 @@ Floats = npt.NDArray[np.float32]
 #: A layer's tensors by their names without the layer's prefix.
 LayerWeights = dict[str, Floats]
 
-#: Yields (stage, input) of every stage in `config.layer_stages`, in order; returns the output.
-LayerPass = Generator[tuple[int, Floats], None, Floats]
+
+class Stop(NamedTuple):
+    """Where a layer's pass stops: before it multiplies an input with the matrices of a stage."""
+
+    stage: int
+    """Its place in `config.layer_stages`."""
+    inputs: Floats
+    """float32 ``[tokens, columns]``."""
+    residual: Floats | None = None
+    """What the product is added to, float32 ``[tokens, hidden_size]``; None where it is not."""
+
+
+#: Stops at every stage in `config.layer_stages`, in order; returns the output.
+LayerPass = Generator[Stop, None, Floats]
 
 #: Queries that attend at a time, which bounds the memory of the scores.
 _QUERY_BLOCK = 128
@@ -95,13 +107,13 @@ class Decoder:
         The weights of a stage are looked up after it was yielded, so they may be replaced there.
         """
         normed = self._norm(hidden, weights["input_layernorm.weight"])
-        yield 0, normed
+        yield Stop(0, normed)
         attended = self._attention(index, weights, normed)
-        yield 1, attended
+        yield Stop(1, attended, hidden)
         hidden = hidden + _project(weights, "self_attn.o_proj", attended)
         normed = self._norm(hidden, weights["post_attention_layernorm.weight"])
         mlp = self._dense if self.config.differences.experts is None else self._mixture
-        return hidden + (yield from mlp(weights, normed))
+        return hidden + (yield from mlp(weights, normed, hidden))
 
     def advance(
         self,
@@ -164,32 +176,32 @@ class Decoder:
             heads = self._norm(heads, norm)
         return rotate(heads, *self._rotation) if self.config.rotated_layers[index] else heads
 
-    def _dense(self, weights: LayerWeights, normed: Floats) -> LayerPass:
+    def _dense(self, weights: LayerWeights, normed: Floats, residual: Floats) -> LayerPass:
         """Run the MLP."""
-        yield 2, normed
+        yield Stop(2, normed)
         if self.config.differences.fused:
             gate, up = np.split(_project(weights, "mlp.gate_up_proj", normed), 2, axis=1)
         else:
             gate = _project(weights, "mlp.gate_proj", normed)
             up = _project(weights, "mlp.up_proj", normed)
         inner = self._activation(gate) * up
-        yield 3, inner
+        yield Stop(3, inner, residual)
         return _project(weights, "mlp.down_proj", inner)
 
-    def _mixture(self, weights: LayerWeights, normed: Floats) -> LayerPass:
+    def _mixture(self, weights: LayerWeights, normed: Floats, residual: Floats) -> LayerPass:
         """Run the experts, each for the tokens that the router sends to it."""
         names = self.config.differences.experts
         assert names is not None
-        yield 2, normed
+        yield Stop(2, normed)
         chosen, shares = self._routes(_project(weights, names.router, normed))
         outputs = np.zeros_like(normed)
         for number in range(self.config.experts):
             tokens, places = np.nonzero(chosen == number)
             inputs = normed[tokens]
-            yield 3 + 2 * number, inputs
+            yield Stop(3 + 2 * number, inputs)
             gate = _project(weights, names.gate.format(number), inputs)
             inner = self._activation(gate) * _project(weights, names.up.format(number), inputs)
-            yield 4 + 2 * number, inner
+            yield Stop(4 + 2 * number, inner)
             projected = _project(weights, names.down.format(number), inner)
             outputs[tokens] += shares[tokens, places, None] * projected
         return outputs
@@ -210,9 +222,9 @@ def run_layer(layer_pass: LayerPass, see: Callable[[int, Floats], None] | None =
     with np.errstate(over="ignore", invalid="ignore"):  # damaged weights: who sees NaN says so
         try:
             while True:
-                stage, inputs = next(layer_pass)
+                stop = next(layer_pass)
                 if see is not None:
-                    see(stage, inputs)
+                    see(stop.stage, stop.inputs)
         except StopIteration as end:
             output: Floats = end.value
             return output

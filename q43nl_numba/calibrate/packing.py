@@ -257,7 +257,7 @@ class HessianFile(Provider):
                 for name in group:
                     importance = self._statistics.importance(name)
                     for begin, rows in matrix_pieces(self.source, name, PIECE_WEIGHTS):
-                        pack(Matrix(name, rows, begin, importance, hessian))
+                        pack(Matrix(name, rows, rows, begin, importance, hessian))
                     bar.update()
 
 
@@ -304,7 +304,7 @@ class _Pack:
             options |= {"hessian": matrix.hessian, **self._feedback_options}
         affine = self._affines.get(matrix.name, IDENTITY)
         try:
-            packed = q43nl(affine.to_engine(matrix.weights), treatment.method, **options)
+            packed = q43nl(affine.to_engine(matrix.target), treatment.method, **options)
         except ValueError as error:
             raise tensor_error(self._folder, matrix.name, str(error)) from error
         self._output.write(packed.data)

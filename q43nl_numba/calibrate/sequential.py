@@ -1,32 +1,36 @@
 """Quantize a model layer by layer, with statistics of the stream that is quantized already.
 
 Quantizing the first layer changes what the second one sees. Measured on the stream that has passed
-the quantized matrices, the statistics of later layers are those of the model that will run, so
-that later layers make up for what earlier ones lost.
+the quantized matrices, the statistics of later layers are those of the model that will run. Beside
+it goes the stream of the original model, so that later layers make up for what earlier ones lost:
+what they quantize is not their weights, but targets whose output is next to the original's
+(`drift`).
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
-from .collect import output_moments, stage_moments
 from .config import (
+    ROUTER_STAGE,
     ModelConfig,
     layer_prefix,
+    layer_shapes,
     layer_stages,
     read_config,
 )
+from .drift import Correction, Drift
 from .errors import CalibrationError, check_packages
 from .forward import (
     Decoder,
     Floats,
-    LayerWeights,
+    Stop,
     matrix_pieces,
     run_layer,
 )
@@ -53,6 +57,9 @@ class Matrix:
         Its tensor name in the folder.
     weights : float32 array ``[rows, columns]``
         The weights. Rows of a large matrix come in several pieces, from the first row to the last.
+    target : float32 array ``[rows, columns]``
+        What should be quantized: weights that make up for the drift of the stream, if hessians were
+        asked for; else, and where there is no drift, the weights themselves.
     first_row : int
         Row of the whole matrix at which these begin; 0 for a matrix that comes at once.
     importance : float32 array ``[columns]``, or None
@@ -65,6 +72,7 @@ class Matrix:
 
     name: str
     weights: Floats
+    target: Floats
     first_row: int
     importance: Floats | None
     hessian: Floats | None
@@ -90,7 +98,9 @@ def calibrated_layers(
     first but has the statistics of the output: they come from a pass of the original model.
 
     Memory holds one layer's weights, the activations of all tokens, the inputs of the stage that is
-    quantized (at most ``tokens * intermediate_size`` numbers) and its hessian.
+    quantized (at most ``tokens * intermediate_size`` numbers) and its hessian. With hessians, there
+    are activations and inputs of the original model, too, and three more matrices of the
+    hessian's size.
 
     Parameters
     ----------
@@ -102,7 +112,8 @@ def calibrated_layers(
         Called with each `Matrix`; returns the float32 weights that the quantized bytes decode to,
         or None for a matrix that stays as it is.
     hessians : bool
-        Give the quantizer hessians, too.
+        Give the quantizer hessians, and targets instead of weights. The stream of the original
+        model goes along for that, which takes half as much time again for the forward pass.
     progress : bool
         Show a progress bar on stderr, if that is a terminal.
 
@@ -121,6 +132,19 @@ def calibrated_layers(
     total = passes * (config.layers + 1) * len(windows.ids)
     with progress_bar(total, "window", shown=progress) as bar:
         _Stream(config, source, windows, quantize, hessians, bar).run()
+
+
+class _Given(NamedTuple):
+    """What the quantizer is given for the matrices that share an input."""
+
+    importance: Floats | None = None
+    hessian: Floats | None = None
+    correction: Correction | None = None
+
+    def matrix(self, name: str, weights: Floats, first_row: int = 0) -> Matrix:
+        """Return a matrix, or some rows of it, as the quantizer gets it."""
+        target = weights if self.correction is None else self.correction.target(weights)
+        return Matrix(name, weights, target, first_row, self.importance, self.hessian)
 
 
 class _Stream:
@@ -145,11 +169,12 @@ class _Stream:
     def run(self) -> None:
         """Quantize everything, from the embedding to the output matrix."""
         hidden = self._embed()
+        # What the original model makes of the same windows; of none where nothing is corrected.
+        original = self._decoder.embed(self._windows.ids) if self._hessians else hidden[:0]
         for index in range(self._config.layers):
-            self._layer(index, hidden)
+            self._layer(index, hidden, original)
         if not self._config.tied:
-            moments = self._output_moments(hidden)
-            for _ in self._quantized_pieces("lm_head.weight", moments):
+            for _ in self._quantized_pieces("lm_head.weight", self._output(hidden, original)):
                 pass
 
     def _embed(self) -> Floats:
@@ -157,53 +182,76 @@ class _Stream:
         name = "model.embed_tokens.weight"
         ids = self._windows.ids
         hidden = np.empty((*ids.shape, self._config.hidden_size), np.float32)
-        moments = self._moments_before_quantization() if self._config.tied else None
-        for begin, rows in self._quantized_pieces(name, moments):
+        given = self._output_before_quantization() if self._config.tied else _Given()
+        for begin, rows in self._quantized_pieces(name, given):
             here = (ids >= begin) & (ids < begin + len(rows))
             hidden[here] = rows[ids[here] - begin]
         return self._decoder.scaled(hidden)
 
-    def _moments_before_quantization(self) -> InputMoments:
-        """Return the moments of the output's inputs in the original model."""
+    def _output_before_quantization(self) -> _Given:
+        """Return the statistics of the output's inputs in the original model."""
         hidden = self._decoder.embed(self._windows.ids)
         for index in range(self._config.layers):
             self._decoder.advance(index, hidden, bar=self._bar)
-        return self._output_moments(hidden)
+        return self._output(hidden, hidden[:0])
 
-    def _output_moments(self, hidden: Floats) -> InputMoments:
-        return output_moments(self._decoder, hidden, hessian=self._hessians, bar=self._bar)
+    def _output(self, hidden: Floats, original: Floats) -> _Given:
+        """Return the statistics of the output's inputs, given what the last layers put out."""
+        others = self._output_stops(original) if len(original) else None
+        given = self._measured(self._config.hidden_size, self._output_stops(hidden), others)
+        self._bar.update(len(hidden))
+        return given
 
-    def _layer(self, index: int, hidden: Floats) -> None:
+    def _output_stops(self, activations: Floats) -> Iterator[Stop]:
+        """Yield where the windows of a stream stop for the output matrix."""
+        for window in activations:
+            yield Stop(0, self._decoder.final_norm(window))
+
+    def _layer(self, index: int, hidden: Floats, original: Floats) -> None:
         """Quantize the matrices of a layer, stage by stage, and move the activations behind it."""
         weights = self._decoder.load_layer(index)
         passes = [self._decoder.layer_pass(index, weights, window) for window in hidden]
-        for names in layer_stages(self._config):
-            moments = stage_moments(self._config, names, hessian=self._hessians)
-            with np.errstate(over="ignore", invalid="ignore"):  # the quantizer refuses NaN
-                for layer_pass in passes:
-                    moments.add(next(layer_pass)[1])
-            self._replace(index, names, weights, moments)
-        for window, layer_pass in enumerate(passes):
-            hidden[window] = run_layer(layer_pass)
-            self._bar.update()
+        unchanged = dict(weights)
+        others = [self._decoder.layer_pass(index, unchanged, window) for window in original]
+        for stage, names in enumerate(layer_stages(self._config)):
+            columns = layer_shapes(self._config)[names[0]][1]
+            # To an expert, the original model may send other tokens.
+            compared = bool(others) and not (self._config.experts and stage > ROUTER_STAGE)
+            given = self._measured(
+                columns, map(next, passes), map(next, others) if compared else None
+            )
+            for name in names:
+                matrix = given.matrix(layer_prefix(index) + name, weights[name])
+                weights[name] = self._quantized(matrix)
+        for activations, ends in ((hidden, passes), (original, others)):
+            for window, layer_pass in enumerate(ends):
+                activations[window] = run_layer(layer_pass)
+        self._bar.update(len(hidden))
 
-    def _replace(
-        self, index: int, names: tuple[str, ...], weights: LayerWeights, moments: InputMoments
-    ) -> None:
-        """Quantize the matrices that share an input, and let the stream go on with the result."""
-        importance, hessian = moments.mean_square(), _hessian(moments)
-        for name in names:
-            matrix = Matrix(layer_prefix(index) + name, weights[name], 0, importance, hessian)
-            weights[name] = self._quantized(matrix)
+    def _measured(
+        self, columns: int, stops: Iterable[Stop], others: Iterator[Stop] | None
+    ) -> _Given:
+        """Return the statistics of a stage's inputs, given where the windows stop for it.
 
-    def _quantized_pieces(
-        self, name: str, moments: InputMoments | None
-    ) -> Iterator[tuple[int, Floats]]:
+        `others` are where the original model stops, if the drift is to be corrected.
+        """
+        moments = InputMoments(columns, hessian=self._hessians)
+        drift = Drift()
+        with np.errstate(over="ignore", invalid="ignore"):  # the quantizer refuses NaN
+            for stop in stops:
+                moments.add(stop.inputs)
+                if others is not None:
+                    drift.add(stop, next(others))
+        hessian = moments.hessian()
+        if hessian is None:
+            return _Given(moments.mean_square())
+        hessian = shrunk(hessian, moments.count)
+        return _Given(moments.mean_square(), hessian, drift.correction(hessian))
+
+    def _quantized_pieces(self, name: str, given: _Given) -> Iterator[tuple[int, Floats]]:
         """Quantize a large matrix piece by piece and yield each one's first row and result."""
-        importance = None if moments is None else moments.mean_square()
-        hessian = None if moments is None else _hessian(moments)
         for begin, rows in matrix_pieces(self._decoder.source, name, PIECE_WEIGHTS):
-            yield begin, self._quantized(Matrix(name, rows, begin, importance, hessian))
+            yield begin, self._quantized(given.matrix(name, rows, begin))
 
     def _quantized(self, matrix: Matrix) -> Floats:
         decoded = self._quantize(matrix)
@@ -215,9 +263,3 @@ class _Stream:
                 f"found {list(decoded.shape)}"
             )
         return np.asarray(decoded, np.float32)
-
-
-def _hessian(moments: InputMoments) -> Floats | None:
-    """Return the hessian that a quantizer gets."""
-    hessian = moments.hessian()
-    return None if hessian is None else shrunk(hessian, moments.count)

@@ -15,10 +15,12 @@ from __future__ import annotations
 
 import argparse
 import ast
+import compileall
 import copy
 import importlib
 import itertools
 import os
+import py_compile
 import random
 import shutil
 import signal
@@ -33,7 +35,7 @@ from typing import Any
 PROJECT = Path(__file__).resolve().parent.parent
 HEAVY = (
     "numpy", "scipy.special", "scipy.stats", "numba", "pytest", "safetensors.numpy", "ml_dtypes",
-    "gguf", "tokenizers", "tqdm", "dask",
+    "gguf", "tokenizers", "tqdm", "dask", "hypothesis.extra.numpy",
 )  # fmt: skip
 SWAPS: dict[type, type] = {
     ast.Add: ast.Sub, ast.Sub: ast.Add, ast.Mult: ast.FloorDiv, ast.FloorDiv: ast.Mult,
@@ -158,7 +160,9 @@ def _run_tests(tree: Path, tests: list[str]) -> int:
     cache = importlib.import_module("q43nl_numba._cache")
     cache._build_digest = lambda: "mutation"  # a change of Python that no kernel is made of
     try:
-        return min(int(pytest.main(["-x", "-q", "-p", "no:cacheprovider", *tests])), 100)
+        # To rewrite asserts, all of hypothesis included, takes longer than most tests.
+        options = ("-x", "-q", "-p", "no:cacheprovider", "--assert=plain")
+        return min(int(pytest.main([*options, *tests])), 100)
     except BaseException:
         return 1
     finally:
@@ -198,6 +202,10 @@ def _test_all(args: argparse.Namespace, tree: Path) -> int:
     os.environ["PYTHONDONTWRITEBYTECODE"] = "1"
     sys.dont_write_bytecode = True
     sys.path.insert(0, str(tree / "tests"))
+    for folder in ("q43nl_numba", "tests"):
+        compileall.compile_dir(
+            tree / folder, quiet=2, invalidation_mode=py_compile.PycInvalidationMode.CHECKED_HASH
+        )
     for name in HEAVY:
         importlib.import_module(name)
     if not passes(tree, args.tests, 3600):  # and compile the kernels

@@ -521,6 +521,17 @@ def test_an_existing_output_is_replaced(model: Path, tmp_path: Path) -> None:
     out.write_bytes(b"old")
     convert(model, out, "grid")
     assert len(inspect(out).tensors) == 12
+    back = tmp_path / "back"
+    back.write_bytes(b"old")
+    restore(out, back)
+    assert len(inspect(back).tensors) == 12
+
+
+@pytest.mark.parametrize("num_threads", [0, -1])
+def test_threads_are_checked_before_the_work(tmp_path: Path, num_threads: int) -> None:
+    """Even before the file is looked for."""
+    with pytest.raises(ValueError, match="num_threads must be an integer of at least 1"):
+        restore(tmp_path / "missing", tmp_path / "back", num_threads=num_threads)
 
 
 @pytest.mark.parametrize(("mask", "mode"), [(0o027, 0o640), (0o000, 0o666)])

@@ -73,13 +73,16 @@ def mutant(tree: ast.Module, number: int, choice: int) -> tuple[int, str, str]:
 def _without_effect(tree: ast.Module) -> set[ast.AST]:
     """Return the nodes that decide about nothing.
 
-    Those are annotations, guards against mistakes of programmers, and the 1 of ``reshape(-1)``, in
-    the place of which NumPy takes any number.
+    Those are annotations, guards against mistakes of programmers, types of Numba, which plain
+    Python does not read and which fit or fail, and the 1 of ``reshape(-1)``, in the place of which
+    NumPy takes any number.
     """
     found: list[ast.AST | None] = []
     for node in ast.walk(tree):
         found += [getattr(node, field, None) for field in ("annotation", "returns")]
         if isinstance(node, ast.keyword) and node.arg in ("strict", "frozen"):
+            found.append(node)
+        if isinstance(node, (ast.Subscript, ast.Call)) and ast.unparse(node).startswith("types."):
             found.append(node)
         if isinstance(node, ast.Call) and getattr(node.func, "attr", "") == "reshape":
             found += [part.operand for part in node.args if isinstance(part, ast.UnaryOp)]

@@ -21,7 +21,9 @@ from calibrate_folders import (  # noqa: E402
 from safetensors.numpy import load_file, save_file  # noqa: E402
 
 from q43nl_numba.calibrate import CalibrationError, read_config  # noqa: E402
+from q43nl_numba.calibrate.config import parse_config  # noqa: E402
 from q43nl_numba.calibrate.forward import ACTIVATIONS, logits, run_layer  # noqa: E402
+from q43nl_numba.calibrate.rope import rotation  # noqa: E402
 from q43nl_numba.calibrate.sources import check_tensors, open_weights  # noqa: E402
 from q43nl_numba.convert import ModelFileError, convert  # noqa: E402
 
@@ -64,6 +66,113 @@ def test_rotary_parameters_of_transformers_5(tmp_path):
     (folder / "config.json").write_text(json.dumps(config))
     found = logits_of(folder, expected["ids"])[0, STRIDE - 1 :: STRIDE]
     assert_equal_logits(found, expected["linear"])
+
+
+def rotary(length=2, **changes):
+    """Inverse frequencies of a head of 128 elements, and the factor of cosines and sines.
+
+    The tiny models above have four frequencies, which most boundaries of the scalings fall between.
+    """
+    config = {
+        "architectures": ["LlamaForCausalLM"], "num_hidden_layers": 1, "hidden_size": 256,
+        "intermediate_size": 64, "num_attention_heads": 2, "vocab_size": 9, **changes,
+    }  # fmt: skip
+    cosines, sines = rotation(parse_config(config), length)
+    assert cosines.shape == sines.shape == (length, 64)
+    return np.arctan2(sines[1], cosines[1]), np.hypot(cosines[1], sines[1])
+
+
+def test_yarn_as_of_qwen():
+    """With 32768 tokens and a base of 10^6, 32 turns end at frequency 23.60 and one at 39.65."""
+    yarn = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32768}
+    plain, _ = rotary(rope_theta=1e6)
+    np.testing.assert_allclose(plain, 1e6 ** (-np.arange(64) / 64), rtol=1e-5)
+    number = np.arange(64)
+    for more, low, high in (({}, 23, 40), ({"truncate": False}, 23.596, 39.651)):
+        found, factor = rotary(rope_theta=1e6, rope_scaling=yarn | more)
+        divided = np.clip((number - low) / (high - low), 0, 1)
+        np.testing.assert_allclose(found, plain * (1 - divided + divided / 4), rtol=2e-4)
+        np.testing.assert_allclose(factor, 0.1 * np.log(4) + 1, rtol=1e-6)
+    steep, _ = rotary(rope_theta=1e6, rope_scaling=yarn | {"beta_fast": 8, "beta_slow": 2})
+    divided = np.clip((number - 30) / (37 - 30), 0, 1)  # 30.02 and 36.44
+    np.testing.assert_allclose(steep, plain * (1 - divided + divided / 4), rtol=2e-4)
+
+
+@pytest.mark.parametrize(
+    ("more", "factor"),
+    [
+        ({"attention_factor": 1.5}, 1.5),
+        ({"mscale": 0.707, "mscale_all_dim": 0.707}, 1.0),  # as DeepSeek-V2 has it
+        ({"mscale": 1.0, "mscale_all_dim": 0.5}, (0.1 * np.log(4) + 1) / (0.05 * np.log(4) + 1)),
+        ({"mscale": 0.5}, 0.1 * np.log(4) + 1),
+        ({"factor": 1.0}, 1.0),
+        ({"factor": 0.5}, 1.0),
+    ],
+)
+def test_the_factor_of_yarn(more, factor):
+    yarn = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 4096}
+    np.testing.assert_allclose(rotary(rope_scaling=yarn | more)[1], factor, rtol=1e-6)
+
+
+def test_scaling_as_of_llama_3():
+    """By wavelengths, as its authors wrote it: up to 2048 kept, from 8192 on divided by 8."""
+    scaling = {
+        "rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+        "original_max_position_embeddings": 8192,
+    }  # fmt: skip
+    frequency = 500000.0 ** (-np.arange(64) / 64)
+    wavelength = 2 * np.pi / frequency
+    smooth = (8192 / wavelength - 1) / (4 - 1)
+    between = (1 - smooth) * frequency / 8 + smooth * frequency
+    expected = np.where(wavelength < 2048, frequency, between)
+    expected = np.where(wavelength > 8192, frequency / 8, expected)
+    assert ((wavelength > 2048) & (wavelength < 8192)).sum() == 6
+    found, factor = rotary(rope_theta=500000.0, rope_scaling=scaling)
+    np.testing.assert_allclose(found, expected, rtol=2e-4)
+    np.testing.assert_allclose(factor, 1, rtol=1e-6)
+
+
+def test_dynamic_scaling_raises_the_base_beyond_the_context():
+    scaling = {"rope_type": "dynamic", "factor": 2.0}
+    within, _ = rotary(100, max_position_embeddings=100, rope_scaling=scaling)
+    np.testing.assert_allclose(within, 1e4 ** (-np.arange(64) / 64), rtol=1e-5)
+    beyond, _ = rotary(150, max_position_embeddings=100, rope_scaling=scaling)
+    base = 1e4 * (2 * 150 / 100 - 1) ** (128 / 126)
+    np.testing.assert_allclose(beyond, base ** (-np.arange(64) / 64), rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("trained", "more", "divisor", "factor"),
+    [
+        (16, {}, 3, np.sqrt(1 + np.log(64 / 16) / np.log(16))),
+        (2, {}, 2, np.sqrt(1 + np.log(64 / 2) / np.log(2))),
+        (16, {"factor": 8.0}, 3, np.sqrt(1 + np.log(8) / np.log(16))),
+        (16, {"attention_factor": 1.25}, 3, 1.25),
+        (64, {}, 3, 1.0),
+    ],
+)
+def test_longrope_of_short_and_long_texts(trained, more, divisor, factor):
+    scaling = {
+        "rope_type": "longrope", "short_factor": [3.0] * 64, "long_factor": [2.0] * 64,
+        "original_max_position_embeddings": trained, **more,
+    }  # fmt: skip
+    found, scale = rotary(3, max_position_embeddings=64, rope_scaling=scaling)
+    np.testing.assert_allclose(found, 1e4 ** (-np.arange(64) / 64) / divisor, rtol=1e-5)
+    np.testing.assert_allclose(scale, factor, rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "scaling",
+    [
+        {"rope_type": "linear", "factor": 0},
+        {"rope_type": "linear", "factor": "four"},
+        {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 0},
+        {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": -5},
+    ],
+)
+def test_scalings_that_give_no_frequencies(scaling):
+    with pytest.raises(CalibrationError, match="parameters that give finite frequencies, found"):
+        rotary(9000, rope_scaling=scaling)
 
 
 def test_windows_do_not_see_each_other(tmp_path, rng):
@@ -226,7 +335,7 @@ def test_a_configuration_that_is_refused(tmp_path, changes, problem):
                     "original_max_position_embeddings": 16,
                 }
             },
-            "must have 4 factors, found 5",
+            "^rope scaling 'longrope' must have 4 factors, found 5",
         ),
         ({"rope_scaling": {"rope_type": "linear"}}, "must have the parameter 'factor'"),
         ({"hidden_act": "mish"}, "hidden_act must be one of silu, .*, found 'mish'"),

@@ -521,15 +521,29 @@ def test_an_existing_output_is_replaced(model: Path, tmp_path: Path) -> None:
     out.write_bytes(b"old")
     convert(model, out, "grid")
     assert len(inspect(out).tensors) == 12
+    back = tmp_path / "back"
+    back.write_bytes(b"old")
+    restore(out, back)
+    assert len(inspect(back).tensors) == 12
 
 
-def test_the_output_has_the_mode_of_any_new_file(model: Path, tmp_path: Path) -> None:
-    before = os.umask(0o027)
+@pytest.mark.parametrize("num_threads", [0, -1])
+def test_threads_are_checked_before_the_work(tmp_path: Path, num_threads: int) -> None:
+    """Even before the file is looked for."""
+    with pytest.raises(ValueError, match="num_threads must be an integer of at least 1"):
+        restore(tmp_path / "missing", tmp_path / "back", num_threads=num_threads)
+
+
+@pytest.mark.parametrize(("mask", "mode"), [(0o027, 0o640), (0o000, 0o666)])
+def test_the_output_has_the_mode_of_any_new_file(
+    model: Path, tmp_path: Path, mask: int, mode: int
+) -> None:
+    before = os.umask(mask)
     try:
         convert(model, tmp_path / "out", "grid")
     finally:
         os.umask(before)
-    assert (tmp_path / "out").stat().st_mode & 0o777 == 0o640
+    assert (tmp_path / "out").stat().st_mode & 0o777 == mode
 
 
 def test_a_linked_output_is_written_through(model: Path, tmp_path: Path) -> None:

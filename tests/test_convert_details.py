@@ -13,7 +13,8 @@ pytest.importorskip("tqdm")
 
 from model_files import gauss, info, read_raw, stored, write_model, write_raw
 
-from q43nl_numba.convert import ModelFileError, convert, convert_model, restore
+from q43nl_numba.convert import ModelFileError, convert, convert_model, packing, restore
+from q43nl_numba.convert.judging import Figures
 from q43nl_numba.convert.reading import read_header
 from q43nl_numba.convert.record import Record
 from q43nl_numba.convert.rules import Rule, near_misses
@@ -74,3 +75,29 @@ def test_a_misfit_says_whether_it_was_packed(
     write_raw(tmp_path / "in", header, bytes(19))
     with pytest.raises(ModelFileError, match=what or "the packed I64"):
         restore(tmp_path / "in", tmp_path / "out")
+
+
+def test_figures_of_the_parts_of_a_tensor_add_up() -> None:
+    parts = [Figures(32, 2.0, 0.25, 0.5), Figures(64, 3.0, 0.5, 0.75), Figures(96, 4.0, 1.0, 0.25)]
+    merged = packing.Pack(None, "grid").merged([part.document() for part in parts])  # type: ignore[arg-type]
+    assert Figures.from_document(merged) == Figures(192, 9.0, 1.75, 0.75)
+
+
+def test_a_coarser_grid_is_compared_with_the_usual_one(tmp_path: Path) -> None:
+    path = write_model(tmp_path / "in", {"w": gauss((64, 32))})
+    (usual,) = convert(path, tmp_path / "usual", "grid").packed
+    (coarse,) = convert(path, tmp_path / "coarse", "grid", grid_size=3).packed
+    assert usual.figures.mse_ratio == 1
+    assert coarse.figures.mse_ratio > 1
+
+
+def test_an_error_that_is_not_about_weights_is_not_replaced(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*arguments: object, **options: object) -> None:
+        raise ValueError("something else")
+
+    path = write_model(tmp_path / "in", {"w": gauss((4, 32))})
+    monkeypatch.setattr(packing, "q43nl", fail)
+    with pytest.raises(ValueError, match="something else"):
+        convert(path, tmp_path / "out", "grid")

@@ -203,6 +203,8 @@ def test_restore_and_inspect_folders(folder: Path, tmp_path: Path) -> None:
     report = restore(tmp_path / "out", tmp_path / "back")
     assert (report.unpacked, report.tensors) == (len(MATRICES), len(ALL))
     assert tree(tmp_path / "back") == tree(tmp_path / "out")
+    before, after = (json.loads((tmp_path / name / INDEX).read_text()) for name in ("in", "back"))
+    assert after["weight_map"] == before["weight_map"]
     for name, part in zip(FILES, PARTS, strict=True):
         header, _ = read_raw(tmp_path / "back" / name)
         assert header["__metadata__"] == {"format": "pt"}

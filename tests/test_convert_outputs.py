@@ -130,6 +130,28 @@ def test_no_clobber_of_a_file_that_appears_meanwhile(
     assert os.listdir(tmp_path) == ["out"]
 
 
+def test_the_bytes_are_on_the_disk_before_the_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Otherwise a power cut may leave an empty file in the place of the old one."""
+    events: list[object] = []
+    sync, replace = os.fsync, os.replace
+
+    def noted_sync(number: int) -> None:
+        events.append(os.fstat(number).st_size)
+        sync(number)
+
+    def noted_replace(source: str, target: str) -> None:
+        events.append(os.path.basename(target))
+        replace(source, target)
+
+    monkeypatch.setattr(os, "fsync", noted_sync)
+    monkeypatch.setattr(os, "replace", noted_replace)
+    with whole_file(str(tmp_path / "out")) as file:
+        file.write(b"four")
+    assert events == [4, "out"]
+
+
 def test_standard_output_is_no_file_name(
     model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -108,6 +108,14 @@ def test_magnitude_beyond_float16(dtype, value, shown):
 def test_first_magnitude_beyond_float16_is_named():
     tensor = with_values(i40=-1e6, i70=1e9)
     check(ValueError, ["tensor", "40", "65504"], q43nl, tensor)
+    alone = with_values(i0=1e6)
+    check(ValueError, ["at flat index 0"], q43nl, alone)
+    far = with_values(1 << 17, i0=1e6, i100000=1e9)  # further on than is checked at a time
+    check(ValueError, ["at flat index 0"], q43nl, far)
+    one_sided = with_values(i5=70000, i70=1e6)  # code -8 reaches 70000, on one side of zero
+    check(ValueError, ["at flat index 70"], q43nl, one_sided, "optimal")
+    both = with_values(i5=70000, i6=-70000, i70=1e6)
+    check(ValueError, ["at flat index 5"], q43nl, both, "optimal")
 
 
 @pytest.mark.parametrize(

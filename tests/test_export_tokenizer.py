@@ -92,6 +92,12 @@ def test_added_tokens_overwrite_the_vocabulary() -> None:
     assert pieces_of(file, 2) == [b"a", b"<s>"]
 
 
+def test_pieces_that_look_like_bytes_need_no_declaration() -> None:
+    """Nowhere does the file say that it is byte-level; added tokens may have any characters."""
+    file = tokenizer_json({"\u0120b": 0, "\u4e16": 1}, added={"\u4e16": 1}, decoder=None)
+    assert pieces_of(file, 2) == [b" b", "\u4e16".encode()]
+
+
 def test_padding_rows_have_no_piece() -> None:
     tokenizer = build_tokenizer(tokenizer_json({"a": 0, "c": 2}), 5)
     assert tokenizer.pieces == (b"a", b"", b"c", b"", b"")

@@ -35,6 +35,7 @@ from q43nl_numba.calibrate.rope import rotation
 from q43nl_numba.calibrate.sources import check_tensors, open_weights
 from q43nl_numba.convert import (
     ModelFileError,
+    Progress,
     convert_model,
     inspect,
     restore,
@@ -299,8 +300,10 @@ def test_a_converted_folder_is_restored_without_its_links(tmp_path: Path, folder
     convert_model(folder, tmp_path / "converted", "grid")
     (tmp_path / "secret").write_text("secret")
     (tmp_path / "converted" / "notes").symlink_to("../secret")
+    done: list[Progress] = []
     with pytest.raises(ModelFileError, match="must lie in the folder, found a link to elsewhere"):
-        restore(tmp_path / "converted", tmp_path / "back")
+        restore(tmp_path / "converted", tmp_path / "back", progress=done.append)
+    assert not done  # found before the work
 
 
 @needs_posix

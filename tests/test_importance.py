@@ -84,6 +84,16 @@ def test_importance_of_columns(normal, rng, method):
     assert np.array_equal(q43nl(weights, method, importance=list(odd)), expected)
 
 
+def test_importance_of_a_tensor_of_three_dimensions(normal, rng):
+    """The last dimension's, or the tensor's own shape; not that of its last two."""
+    weights, importance = normal[:12].reshape(3, 2, 64), rng.exponential(size=64)
+    spread = np.broadcast_to(importance, weights.shape)
+    packed = q43nl(weights, "coarse_fine", importance=importance)
+    assert np.array_equal(q43nl(weights, "coarse_fine", importance=spread), packed)
+    with pytest.raises(ValueError, match=r"importance.*\(3, 2, 64\).*found shape \(2, 64\)"):
+        q43nl(weights, "coarse_fine", importance=spread[0])
+
+
 @pytest.mark.parametrize("method", [name for name in METHODS if name != "exact"])
 def test_importance_of_columns_in_pieces(method):
     """Also where a piece is divided further, and whatever the number of threads."""

@@ -6,6 +6,8 @@ import signal
 import sys
 import threading
 import time
+from functools import partial
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -181,6 +183,50 @@ def test_what_is_cut_gives_the_same_bytes(monkeypatch):
     monkeypatch.setattr(_portions, "_NANOSECONDS", 1e5)
     for method, packed in expected.items():
         np.testing.assert_array_equal(q43nl(LARGE[: 1 << 17], method), packed)
+
+
+def portions_of_a_call(monkeypatch, tiles, tiles_in_half_a_second, threads, statistics=None):
+    """Tiles of each portion that a method of some cost gets, and what ran side by side."""
+    from q43nl_numba import _portions
+    from q43nl_numba.kernels.tile import LANES
+
+    found, side_by_side = [], []
+
+    def encoder(weights, importance, statistics, parameters, eps_scale, packed, *, num_threads):
+        assert packed.size == weights.size // 32 * 19
+        found.append(weights.size // (32 * LANES))
+        return True
+
+    def run_in_turn(tasks, threads):
+        side_by_side.append((len(tasks), threads))
+        return [task() for task in tasks]
+
+    encoder.tile_function = lambda importance: SimpleNamespace(compiled=None)
+    monkeypatch.setattr(_portions, "thread_count", lambda requested, nanoseconds: threads)
+    monkeypatch.setattr(_portions, "run_side_by_side", run_in_turn)
+    cost = 5e8 / (tiles_in_half_a_second * 32 * LANES)
+    method = SimpleNamespace(cost=lambda parameters: cost, statistics=statistics, encoder=encoder)
+    weights = np.zeros(tiles * 32 * LANES, np.float32)
+    packed = np.zeros(weights.size // 32 * 19, np.uint8)
+    assert _portions.encode(_portions.Call(method, None, 0.0, None), weights, None, packed)
+    return found, side_by_side
+
+
+def test_threads_share_a_portion_of_half_a_second(monkeypatch):
+    assert portions_of_a_call(monkeypatch, 20, 3.3, 1) == ([3, 3, 3, 3, 3, 3, 2], [])
+    assert portions_of_a_call(monkeypatch, 20, 3.3, 2) == ([6, 6, 6, 2], [])
+
+
+def test_threads_take_portions_of_their_own_with_statistics(monkeypatch):
+    def statistics(groups):
+        return None
+
+    cut = partial(portions_of_a_call, monkeypatch, statistics=statistics)
+    assert cut(12, 100.5, 3) == ([2] * 6, [(6, 3)])  # two for each thread
+    assert cut(12, 100.5, 2) == ([3] * 4, [(4, 2)])
+    assert cut(12, 1.5, 3) == ([1] * 12, [(12, 3)])
+    assert cut(12, 5.5, 1) == ([5, 5, 2], [])
+    assert cut(1, 100.5, 3) == ([1], [])
 
 
 # --- tasks on threads of our own -------------------------------------------------------------

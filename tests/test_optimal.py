@@ -209,6 +209,41 @@ def test_symmetric_codes(method, name):
     assert curves.min() >= -127
 
 
+FEW_CODES = ([5, -5], [1, -1], [7, -3], [0, -8], [2, 3], [-8, -1, 1], [6, -6, 0], [4, -7, 2])
+
+
+def groups_of_any_bytes(codes, count=64):
+    """Groups of all codes and of few in turn, some of the smallest, largest and odd curves."""
+    rng = np.random.default_rng(41)
+    least = -8 if codes == "full" else -7
+    drawn = rng.integers(least, 8, (count, 32))
+    for group in range(0, count, 2):
+        few = np.maximum(FEW_CODES[group // 2 % len(FEW_CODES)], least)
+        drawn[group] = rng.choice(few, 32)
+    bits = rng.integers(1, 0x7C00, count)
+    bits[::5] = rng.integers(1, 0x0420, len(bits[::5]))  # subnormal, most of them
+    bits[3::20] = 0x7BFF
+    curves = rng.integers(least - 120, 128, count)
+    curves[1::7] = 127
+    curves[2::9] = least - 120
+    if codes == "full":
+        bits[(rng.random(count) < 0.5) & (bits >= 0x0400)] |= 0x8000
+    return oracle.pack(drawn, bits.astype(np.uint16).view(np.float16), curves)
+
+
+@both_codes
+@pytest.mark.parametrize("share", [1.0, 0.7, 0.2])
+def test_what_any_bytes_decode_to_is_stored_without_loss(codes, share):
+    """Of the weights that count, a share; the search alone misses half of these groups."""
+    weights = dequantize(groups_of_any_bytes(codes), (-1, 32))
+    importance = (np.random.default_rng(42).random(weights.shape) < share).astype(np.float32)
+    importance[:, 0] = 1
+    spoiled = np.where(importance > 0, weights, weights[:, :1] * np.float32(0.337))
+    packed = q43nl(spoiled, "optimal", effort=1, codes=codes, importance=importance)
+    decoded = dequantize(packed, weights.shape)
+    assert np.array_equal(decoded[importance > 0], weights[importance > 0])
+
+
 @every_free
 @both_codes
 @pytest.mark.parametrize(

@@ -57,14 +57,6 @@ def no_home(folder):
     }
 
 
-def test_a_second_process_finds_what_the_first_compiled(tmp_path):
-    found = run(METHOD, NUMBA_CACHE_DIR=str(tmp_path))
-    first = {path: path.stat().st_mtime_ns for path in entries(tmp_path)}
-    assert first
-    assert run(METHOD, NUMBA_CACHE_DIR=str(tmp_path)) == found
-    assert {path: path.stat().st_mtime_ns for path in entries(tmp_path)} == first
-
-
 def test_the_package_folder_stays_as_it_was_installed(tmp_path):
     """What is left in there hides another installation after this one is removed."""
     package = copy_of_the_package(tmp_path / "lib")
@@ -105,6 +97,14 @@ def filled_by_method(tmp_path_factory):
     """A cache folder with the entries of a method, and its digest."""
     folder = tmp_path_factory.mktemp("filled_by_method")
     return folder, run(METHOD, NUMBA_CACHE_DIR=str(folder))
+
+
+def test_a_second_process_finds_what_the_first_compiled(filled_by_method):
+    folder, found = filled_by_method
+    first = {path: path.stat().st_mtime_ns for path in entries(folder)}
+    assert first
+    assert run(METHOD, NUMBA_CACHE_DIR=str(folder)) == found
+    assert {path: path.stat().st_mtime_ns for path in entries(folder)} == first
 
 
 @pytest.mark.parametrize(
@@ -281,17 +281,17 @@ def test_another_network_size_counts(tmp_path):
     """The sizes of the predictor's network are compiled into its kernel."""
     package = copy_of_the_package(tmp_path)
     cache = {"NUMBA_CACHE_DIR": str(tmp_path / "cache")}
-    script = 'print(digest(["predictor"], num_threads=1))'
+    script = 'print(q43nl(weights, "predictor", num_threads=1).tobytes().hex())'
     run(script, package=package, **cache)
     network = package / "methods" / "predictor" / "network.py"
     network.write_text(network.read_text().replace("HIDDEN: Final = 16", "HIDDEN: Final = 8"))
-    smaller = """
+    smaller = f"""
     import numpy as np
     from q43nl_numba.methods.predictor import network
     rng = np.random.default_rng(0)
     layers = [rng.standard_normal(shape).astype(np.float32) for shape in network.SHAPES]
     network.write_network(layers)
-    print(digest(["predictor"], num_threads=1))
+    {script}
     """
     with_old_cache = run(smaller, package=package, **cache)
     assert with_old_cache == run(smaller, package=package, NUMBA_CACHE_DIR=str(tmp_path / "fresh"))

@@ -33,7 +33,7 @@ def run_with_warnings(script, **environment):
         cwd=PACKAGE.parent,
         capture_output=True,
         text=True,
-        timeout=600,
+        timeout=3000,
         check=False,
     )
     assert done.returncode == 0, done.stderr
@@ -342,6 +342,6 @@ def test_processes_that_compile_at_once(tmp_path, count):
         )
         for _ in range(count)
     ]
-    found = {process.communicate(timeout=600)[0].strip() for process in processes}
+    found = {process.communicate(timeout=3000)[0].strip() for process in processes}
     assert found == {run(SCRIPT)}
     assert run(SCRIPT, NUMBA_CACHE_DIR=str(tmp_path)) in found

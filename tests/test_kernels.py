@@ -46,7 +46,7 @@ def run(script, package=PACKAGE, **environment):
         cwd=package.parent,  # the first place that Python looks in
         capture_output=True,
         text=True,
-        timeout=3000,  # a machine that is busy compiles all kernels for ten minutes and more
+        timeout=3000,  # a busy machine compiles all kernels for ten minutes and more
         check=False,
     )
     assert done.returncode == 0, done.stderr

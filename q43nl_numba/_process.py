@@ -56,6 +56,14 @@ class _Signals:
             signal.signal(number, handler)  # type: ignore[arg-type]
         sys.unraisablehook = self._unraisable
 
+    def sees_interrupts(self) -> bool:
+        """Return whether every interrupt is received here.
+
+        Where Numba loses an error of its own in the main thread, `_jit.call_compiled` takes it for
+        an interrupt. If there was none, it was a lack of memory.
+        """
+        return signal.SIGINT in self._before
+
     def _end(self, number: int, _frame: FrameType | None) -> NoReturn:
         """Handle a signal."""
         self.received = number
@@ -102,16 +110,23 @@ def run(work: Callable[[], int], *, debug: bool = False) -> int:
             _forget_stdout()  # the reader of the output has seen enough
             return DONE
         except (KeyboardInterrupt, Ended) as ended:
+            if signals.sees_interrupts() and not signals.received:
+                return _failed(MemoryError(), debug)
             number = ended.number if isinstance(ended, Ended) else signal.SIGINT
             return _ended_by(signals.received or number)
         except Exception as error:
             if signals.received:  # an import may turn the interrupt into an error of its own
                 return _ended_by(signals.received)
-            if debug:
-                _show_traceback(error)
-            else:
-                say(f"error: {one_line(error)}")
-            return FAILED
+            return _failed(error, debug)
+
+
+def _failed(error: BaseException, debug: bool) -> int:
+    """Say what went wrong, and return the exit code."""
+    if debug:
+        _show_traceback(error)
+    else:
+        say(f"error: {one_line(error)}")
+    return FAILED
 
 
 def _flushed(work: Callable[[], int]) -> int:

@@ -45,6 +45,15 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker("quick")
 
 
+@pytest.fixture(scope="session")
+def other_kernels(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A cache for kernels that are not those of this process: of another processor, checked.
+
+    One for all tests: what a test compiles for a processor, the next one for it finds.
+    """
+    return str(tmp_path_factory.mktemp("kernels"))
+
+
 @pytest.fixture
 def rng() -> np.random.Generator:
     """A generator with a fixed seed."""

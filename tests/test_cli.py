@@ -826,7 +826,7 @@ def test_debug_shows_the_traceback(
 @pytest.mark.parametrize(
     ("raised", "code", "line"),
     [
-        (KeyboardInterrupt(), 130, "interrupted"),
+        (KeyboardInterrupt(), 1, "error: out of memory"),  # no signal came
         (MemoryError("4 GiB"), 1, "error: out of memory: 4 GiB"),
         (MemoryError(), 1, "error: out of memory"),
         (RuntimeError("two\n  lines"), 1, "error: two lines"),
@@ -849,6 +849,20 @@ def test_how_a_run_ends(
     monkeypatch.setattr(_process, "_forget_stdout", lambda: None)  # pytest needs it
     assert _process.run(work) == code
     assert capfd.readouterr().err == ("" if line is None else f"q43nl-numba: {line}\n")
+
+
+def test_an_interrupt_where_the_caller_handles_signals(
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    def work() -> int:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        assert _process.run(work) == 130
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert capfd.readouterr().err == "q43nl-numba: interrupted\n"
 
 
 def test_signal_handlers_are_put_back(tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -102,6 +103,28 @@ def test_no_clobber(model: Path, tmp_path: Path) -> None:
         restore(packed, back, no_clobber=True)
     assert (packed.read_bytes(), back.read_bytes()) == content
     assert sorted(os.listdir(tmp_path)) == before
+
+
+@pytest.mark.parametrize("name", ["open", "fdopen", "fstat"])
+def test_nothing_stays_of_an_output_that_does_not_begin(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    """An interrupt comes as soon as the file exists, or there is no memory for its buffer."""
+    function = getattr(os, name)
+
+    def interrupted(*arguments: Any) -> None:
+        found = function(*arguments)
+        if name == "open":
+            os.close(found)
+        elif name == "fdopen":
+            found.close()
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, name, interrupted)
+        with pytest.raises(KeyboardInterrupt), whole_file(str(tmp_path / "out")):
+            pass
+    assert os.listdir(tmp_path) == []
 
 
 def write_while_another_does(out: Path) -> None:

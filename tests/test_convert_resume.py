@@ -29,6 +29,7 @@ from q43nl_numba.convert import (
     convert_model,
     packing,
     restore,
+    run,
     unfinished,
 )
 
@@ -68,6 +69,16 @@ class Interrupt:
     def __call__(self, progress: Progress) -> None:
         if progress.tensor == self.tensor:
             raise self.error
+
+
+class Raise:
+    """A function that raises."""
+
+    def __init__(self, error: Any) -> None:
+        self.error = error
+
+    def __call__(self, *_: Any) -> None:
+        raise self.error
 
 
 def interrupted(folder: Path, out: Path, tensor: str = "l2.1", **options: Any) -> None:
@@ -114,6 +125,17 @@ def test_a_run_that_does_not_resume_starts_again(folder: Path, tmp_path: Path) -
 
 def test_nothing_stays_of_a_run_without_a_complete_file(folder: Path, tmp_path: Path) -> None:
     interrupted(folder, tmp_path / "out", "l0.1")
+    assert os.listdir(tmp_path) == ["in"]
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, MemoryError, OSError(28, "full", "journal")])
+def test_nothing_stays_of_a_run_that_does_not_begin(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Any
+) -> None:
+    """Of its journal, which is the first file that it writes, not even a line could be written."""
+    monkeypatch.setattr(run.os, "fsync", Raise(error))
+    with pytest.raises(type(error) if isinstance(error, OSError) else error):
+        convert_model(folder, tmp_path / "out", "grid")
     assert os.listdir(tmp_path) == ["in"]
 
 

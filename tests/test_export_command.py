@@ -172,6 +172,30 @@ def test_restore(tmp_path: Path, capsys: Any) -> None:
     assert json.loads(capsys.readouterr().out)["notes"] == []
 
 
+def test_an_interrupted_restore_says_how_to_go_on(
+    tmp_path: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The small files, which are written last, are on the disk whole, and errors name them."""
+    export_model(ENGINE / "qwen3", tmp_path / "out.st", dtype="bf16")
+    command = ("restore", tmp_path / "out.st", tmp_path / "back", "--dtype", "bfloat16")
+    fsync, calls = os.fsync, [0]
+
+    def failing(number: int) -> None:
+        calls[0] += 1
+        if calls[0] > 3:  # the journal, the weights, the journal
+            raise OSError(28, "No space left on device")
+        fsync(number)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", failing)
+        assert run(*command) == 1
+    first, second = capsys.readouterr().err.splitlines()
+    assert first == "q43nl-numba: 1 of 1 files are done; --resume continues"
+    assert second.endswith("config.json: No space left on device")
+    assert run(*command, "--resume") == 0
+    assert sorted(os.listdir(tmp_path)) == ["back", "out.st"]
+
+
 def test_the_help_lists_architectures() -> None:
     command = [sys.executable, "-m", "q43nl_numba", "export", "--help"]
     output = subprocess.run(command, capture_output=True, text=True, check=True).stdout

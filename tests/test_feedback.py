@@ -425,7 +425,7 @@ def test_forms_of_the_tensor(rng):
 
 @pytest.mark.skipif(platform.machine() not in ("x86_64", "AMD64"), reason="names x86 processors")
 @pytest.mark.parametrize("processor", ["generic", pytest.param("haswell", marks=pytest.mark.slow)])
-def test_bytes_do_not_depend_on_the_processor(tmp_path, processor):
+def test_bytes_do_not_depend_on_the_processor(other_kernels, processor):
     """Also where LAPACK's would: the factor is computed in a fixed order."""
     script = """
     rng = np.random.default_rng(6)
@@ -438,11 +438,11 @@ def test_bytes_do_not_depend_on_the_processor(tmp_path, processor):
         print(hashlib.sha256(packed.tobytes()).hexdigest())
     """
     machine = {"NUMBA_CPU_NAME": processor, "NUMBA_CPU_FEATURES": ""}
-    assert run(script, NUMBA_CACHE_DIR=str(tmp_path), **machine) == run(script)
+    assert run(script, NUMBA_CACHE_DIR=other_kernels, **machine) == run(script)
 
 
 @pytest.mark.slow
-def test_no_access_is_out_of_bounds(tmp_path):
+def test_no_access_is_out_of_bounds(other_kernels):
     script = """
     inputs = np.random.default_rng(6).standard_normal((50, 160))
     inputs += inputs.mean(axis=1, keepdims=True)
@@ -453,7 +453,7 @@ def test_no_access_is_out_of_bounds(tmp_path):
             packed = q43nl(many, method, hessian=hessian, num_threads=1)
             print(hashlib.sha256(packed.tobytes()).hexdigest())
     """
-    checked = run(script, NUMBA_BOUNDSCHECK="1", NUMBA_CACHE_DIR=str(tmp_path))
+    checked = run(script, NUMBA_BOUNDSCHECK="1", NUMBA_CACHE_DIR=other_kernels)
     assert checked == run(script)
 
 

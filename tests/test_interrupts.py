@@ -171,7 +171,8 @@ for name, argv in commands.items():
     assert content(out) == expected, name
     assert sorted(os.listdir(out.parent)) == ([out.name] if expected is not None else []), name
     found[name] = outcomes
-print(json.dumps(found))
+# An interrupt while `redirect_stdout` or `main` put stdout back leaves another one there.
+print(json.dumps(found), file=sys.__stdout__)
 """
 
 

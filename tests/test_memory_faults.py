@@ -249,6 +249,7 @@ def survey_of_commands(
 
 
 FILES = ["restore", "restore engine", "verify", "inspect"]
+STEPS = dict.fromkeys(FILES, 1) | {"evaluate": 31}  # of 9,000 requests, in code that repeats itself
 
 
 @pytest.mark.parametrize(
@@ -275,17 +276,23 @@ def test_requests_of_the_interpreter_in_a_command(
 
     NumPy and Numba lose some of these errors, and raise others in their place.
     """
-    step = 1 if name in FILES else 7
-    options = f"strict=False, size=513, of=python, own=True, step={step}"
+    options = f"strict=False, size=513, of=python, own=True, step={STEPS.get(name, 7)}"
     survey_of_commands(library, commands, [name], options)
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize(
+    ("name", "window", "size"),
+    [("evaluate", 40, 32 << 10), ("evaluate", 200, LARGE), ("calibrate", 200, LARGE)],
+)
 def test_every_large_array_of_a_forward_pass(
-    library: Path, commands: tuple[dict[str, list[str]], Path]
+    library: Path, commands: tuple[dict[str, list[str]], Path], name: str, window: int, size: int
 ) -> None:
-    options = "size=32 << 10, of=b'_multiarray_umath'"
-    survey_of_commands(library, commands, ["calibrate", "evaluate"], options)
+    argv, out = commands
+    changed = {name: [*argv[name], "--window", str(window)]}
+    options = f"size={size}, of=b'_multiarray_umath'"
+    found = survey_of_commands(library, (changed, out), [name], options)
+    assert found[name]["MemoryError"] > 3
 
 
 def test_a_ladder_of_limits(library: Path) -> None:

@@ -101,10 +101,14 @@ def whole_file(path: str, *, no_clobber: bool = False) -> Iterator[OutputFile]:
     hands on its mode.
     """
     target = os.path.realpath(path)
-    remove_abandoned(os.path.dirname(target))
-    with errors_name(path):
-        temporary, file = _create_temporary(os.path.dirname(target), mode_of(target))
+    folder = os.path.dirname(target)
+    remove_abandoned(folder)
+    temporary = _temporary_path(folder)
+    # The name is known before the file exists: an interrupt may come as soon as it does.
     try:
+        with errors_name(path):
+            while (file := _create_temporary(temporary, mode_of(target))) is None:
+                temporary = _temporary_path(folder)
         try:
             output = OutputFile(file, path)
             yield output
@@ -141,29 +145,31 @@ def _remove_if_abandoned(temporary: str) -> None:
             os.unlink(temporary)
 
 
-def _create_temporary(folder: str, mode: int | None) -> tuple[str, BinaryIO]:
+def _temporary_path(folder: str) -> str:
+    """Return a new path that `remove_abandoned` knows."""
+    return os.path.join(folder, f".q43nl-{secrets.token_hex(8)}.tmp")
+
+
+def _create_temporary(path: str, mode: int | None) -> BinaryIO | None:
     """Create a temporary file that carries this process' lock.
 
-    The mode is that of any new file, or the one given.
+    The mode is that of any new file, or the one given. None if another process found the file
+    before it was locked, and removed it.
     """
-    while True:
-        # not tempfile: its files are readable by their owner only, and so would the output be
-        temporary = os.path.join(folder, f".q43nl-{secrets.token_hex(8)}.tmp")
-        flags = os.O_CREAT | os.O_EXCL | os.O_RDWR | getattr(os, "O_BINARY", 0)
-        number = os.open(temporary, flags, _NEW_FILE_MODE if mode is None else mode & 0o600)
-        file = os.fdopen(number, "wb")
-        try:
-            # another process may have found the file before it was locked, and removed it
-            if is_locked_here(file, temporary):
-                if mode is not None:
-                    os.chmod(temporary, mode)
-                return temporary, file
-        except BaseException:
-            file.close()
-            with contextlib.suppress(OSError):
-                os.unlink(temporary)
-            raise
+    # not tempfile: its files are readable by their owner only, and so would the output be
+    flags = os.O_CREAT | os.O_EXCL | os.O_RDWR | getattr(os, "O_BINARY", 0)
+    number = os.open(path, flags, _NEW_FILE_MODE if mode is None else mode & 0o600)
+    file = os.fdopen(number, "wb")
+    try:
+        if is_locked_here(file, path):
+            if mode is not None:
+                os.chmod(path, mode)
+            return file
+    except BaseException:
         file.close()
+        raise
+    file.close()
+    return None
 
 
 def mode_of(path: str) -> int | None:

@@ -187,12 +187,13 @@ class Counter:
 class Partial:
     """The folder of an unfinished run; this process holds its lock."""
 
-    def __init__(self, path: str, lock: IO[bytes], done: Mapping[str, WrittenFile]) -> None:
+    def __init__(self, path: str, lock: IO[bytes]) -> None:
         self.files = os.path.join(path, _FILES)
         self.scratch = os.path.join(path, _SCRATCH)
         self._path = path
+        self._journal = os.path.join(path, _JOURNAL)
         self._lock = lock
-        self._done = dict(done)
+        self._done: dict[str, WrittenFile] = {}
 
     @classmethod
     @contextlib.contextmanager
@@ -204,23 +205,36 @@ class Partial:
         with _open_lock(path) as lock:
             if not _lock(lock, lock.name):
                 raise ModelFileError(f"{path}: another process is writing it")
-            journal = os.path.join(path, _JOURNAL)
-            done: dict[str, WrittenFile] = {}
-            if resume and _has_begun(journal):
-                header, done = _read_journal(journal)
-                _check_same(path, header["description"], description)
-                os.makedirs(os.path.join(path, _FILES), exist_ok=True)  # killed in `remove`
-                remove_abandoned(os.path.join(path, _FILES))
-            else:
-                _clear(path)
-                os.makedirs(os.path.join(path, _FILES))
-                _append(journal, {"description": description, "files": files})
-            partial = cls(path, lock, done)
+            partial = cls(path, lock)
+            if not (resume and partial._take_over(description)):
+                partial._begin(description, files)
             try:
                 yield partial
             finally:
                 if not partial._done:
                     partial.remove()
+
+    def _take_over(self, description: Mapping[str, Any]) -> bool:
+        """Go on with the interrupted run of the same description; return False if there is none."""
+        if not _has_begun(self._journal):
+            return False
+        header, done = _read_journal(self._journal)
+        _check_same(self._path, header["description"], description)
+        os.makedirs(self.files, exist_ok=True)  # killed in `remove`
+        remove_abandoned(self.files)
+        self._done = done
+        return True
+
+    def _begin(self, description: Mapping[str, Any], files: int) -> None:
+        """Start again; where that fails, nothing stays."""
+        try:
+            _clear(self._path)
+            os.makedirs(self.files)
+            _append(self._journal, {"description": description, "files": files})
+        except BaseException:
+            with contextlib.suppress(OSError):
+                self.remove()
+            raise
 
     def finished(self, plan: FilePlan) -> WrittenFile | None:
         """Return a file that the interrupted run completed, if its bytes are still the same."""
@@ -241,7 +255,7 @@ class Partial:
 
     def add(self, written: WrittenFile) -> None:
         """Note that a file is complete."""
-        _append(os.path.join(self._path, _JOURNAL), _document(written))
+        _append(self._journal, _document(written))
         self._done[written.name] = written
 
     def publish(self, folder: str) -> None:
@@ -265,9 +279,12 @@ class Partial:
 
 
 def _open_lock(path: str) -> BinaryIO:
-    """Open the lock of an unfinished run's folder; leave no empty folder where that fails."""
+    """Open the lock of an unfinished run's folder; leave no empty folder where that fails.
+
+    Without a buffer, for which there might be no memory when the file is made.
+    """
     try:
-        return open(os.path.join(path, _LOCK), "ab")
+        return open(os.path.join(path, _LOCK), "ab", buffering=0)
     except BaseException:
         with contextlib.suppress(OSError):
             os.rmdir(path)

@@ -179,7 +179,7 @@ def _run_restore(args: argparse.Namespace) -> int:
         if args.dtype is not None or args.like is not None or args.max_shard_size is not None:
             args.usage_error("--dtype, --like and --max-shard-size are for engine files")
         return int(args.run_other(args))
-    with shown_progress() as progress:
+    with convert_command.unfinished_named(args.destination), shown_progress() as progress:
         report = restore_model(
             args.source,
             args.destination,

@@ -15,6 +15,7 @@ from ..convert.container import plain_entry
 from ..convert.errors import ModelFileError
 from ..convert.job import FilePlan, Step
 from ..convert.model import CONFIG_NAME, INDEX_NAME
+from ..convert.output import whole_file
 from ..convert.run import OnProgress, write_folder
 from ..convert.shards import index_text, parse_size, shard_names, split_by_size
 from ..convert.tensors import StoredTensor
@@ -132,7 +133,7 @@ def restore_model(
 
     def finish(made: str) -> None:
         for name, content in companions.items():
-            with open(os.path.join(made, name), "wb") as output:
+            with whole_file(os.path.join(made, name)) as output:
                 output.write(content)
 
     written = write_folder(

@@ -1,6 +1,7 @@
 """The forward pass: equal to transformers for every architecture, whatever the folder's layout."""
 
 import json
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -258,6 +259,22 @@ def test_one_layer_is_in_memory_at_a_time(tmp_path, rng):
     layers = [name.split(".")[2] for name in read if "layers" in name]
     assert layers == sorted(layers)
     assert len(set(read)) == len([name for name in read if "embed" not in name]) + 1
+
+
+def test_a_pass_that_stops_holds_its_input_and_the_residual_stream(tmp_path):
+    decoder = decoder_of(model_folder(tmp_path), 512)
+    weights = decoder.load_layer(0)
+    hidden = np.random.default_rng(0).standard_normal((512, 32)).astype(np.float32)
+    run_layer(decoder.layer_pass(0, weights, hidden))  # makes the masks
+    tracemalloc.start()
+    try:
+        before = tracemalloc.get_traced_memory()[0]
+        for stop in decoder.layer_pass(0, weights, hidden):
+            kept = stop.inputs.nbytes + (0 if stop.stage < 2 else hidden.nbytes)
+            held = tracemalloc.get_traced_memory()[0] - before
+            assert held < kept + hidden.nbytes / 2, stop.stage
+    finally:
+        tracemalloc.stop()
 
 
 def test_a_layer_stops_at_every_input(tmp_path, rng):

@@ -105,15 +105,18 @@ class Decoder:
         """Run one window, ``[length, hidden_size]``, through a layer, stopping at every input.
 
         The weights of a stage are looked up after it was yielded, so they may be replaced there.
+        Where a pass stops, it holds the stage's input and the residual stream alone: all windows of
+        a text may stop there at once.
         """
         normed = self._norm(hidden, weights["input_layernorm.weight"])
         yield Stop(0, normed)
         attended = self._attention(index, weights, normed)
+        del normed
         yield Stop(1, attended, hidden)
         hidden = hidden + _project(weights, "self_attn.o_proj", attended)
-        normed = self._norm(hidden, weights["post_attention_layernorm.weight"])
+        del attended
         mlp = self._dense if self.config.differences.experts is None else self._mixture
-        return hidden + (yield from mlp(weights, normed, hidden))
+        return hidden + (yield from mlp(weights, hidden))
 
     def advance(
         self,
@@ -176,22 +179,30 @@ class Decoder:
             heads = self._norm(heads, norm)
         return rotate(heads, *self._rotation) if self.config.rotated_layers[index] else heads
 
-    def _dense(self, weights: LayerWeights, normed: Floats, residual: Floats) -> LayerPass:
+    def _dense(self, weights: LayerWeights, hidden: Floats) -> LayerPass:
         """Run the MLP."""
+        normed = self._norm(hidden, weights["post_attention_layernorm.weight"])
         yield Stop(2, normed)
+        inner = self._gated(weights, normed)
+        del normed
+        yield Stop(3, inner, hidden)
+        return _project(weights, "mlp.down_proj", inner)
+
+    def _gated(self, weights: LayerWeights, normed: Floats) -> Floats:
+        """Return the input of the down projection."""
         if self.config.differences.fused:
             gate, up = np.split(_project(weights, "mlp.gate_up_proj", normed), 2, axis=1)
         else:
             gate = _project(weights, "mlp.gate_proj", normed)
             up = _project(weights, "mlp.up_proj", normed)
-        inner = self._activation(gate) * up
-        yield Stop(3, inner, residual)
-        return _project(weights, "mlp.down_proj", inner)
+        inner: Floats = self._activation(gate) * up
+        return inner
 
-    def _mixture(self, weights: LayerWeights, normed: Floats, residual: Floats) -> LayerPass:
+    def _mixture(self, weights: LayerWeights, hidden: Floats) -> LayerPass:
         """Run the experts, each for the tokens that the router sends to it."""
         names = self.config.differences.experts
         assert names is not None
+        normed = self._norm(hidden, weights["post_attention_layernorm.weight"])
         yield Stop(2, normed)
         chosen, shares = self._routes(_project(weights, names.router, normed))
         outputs = np.zeros_like(normed)

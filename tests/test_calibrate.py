@@ -47,25 +47,30 @@ def matrix(layer, kind):
     return f"model.layers.{layer}.{kind}.weight"
 
 
-def inputs_by_hand(folder, ids):
-    """The inputs of every matrix, each ``[tokens, columns]``."""
+def stops_by_hand(folder, ids):
+    """The input of every matrix and the residual stream there, each ``[tokens, columns]``."""
     decoder = decoder_of(folder, ids.shape[1])
     hidden = decoder.embed(ids)
     found = {}
     for layer in range(2):
         weights = decoder.load_layer(layer)
-        stages = [[] for _ in layer_stages(decoder.config)]
-        for window in range(len(ids)):
-            hidden[window] = run_layer(
-                decoder.layer_pass(layer, weights, hidden[window]),
-                lambda stage, x, stages=stages: stages[stage].append(x),
-            )
-        for names, inputs in zip(layer_stages(decoder.config), stages, strict=True):
-            for name in names:
-                key = f"model.layers.{layer}.{name}"
-                found[key] = np.concatenate(inputs).astype(np.float64)
-    found["output"] = decoder.final_norm(hidden).reshape(-1, 32).astype(np.float64)
+        passes = [decoder.layer_pass(layer, weights, window) for window in hidden]
+        for names in layer_stages(decoder.config):
+            stops = [next(layer_pass) for layer_pass in passes]
+            inputs = np.concatenate([stop.inputs for stop in stops])
+            residual = None
+            if stops[0].residual is not None:
+                residual = np.concatenate([stop.residual for stop in stops])
+            found |= {f"model.layers.{layer}.{name}": (inputs, residual) for name in names}
+        hidden = np.array([run_layer(layer_pass) for layer_pass in passes])
+    found["output"] = decoder.final_norm(hidden).reshape(-1, 32), None
     return found
+
+
+def inputs_by_hand(folder, ids):
+    """The inputs of every matrix, each ``[tokens, columns]``."""
+    found = stops_by_hand(folder, ids)
+    return {name: inputs.astype(np.float64) for name, (inputs, _) in found.items()}
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -16,7 +16,22 @@ calibration", 2025, arXiv:2504.02692. They do without r, which is more than half
 here.)
 
 D and R of a few thousand tokens are noisy, and H^-1 makes much of the noise along directions in
-which inputs hardly vary. So H is given a ridge, and of what follows only a share is taken.
+which inputs hardly vary. So H is given a ridge, and of what follows only a share is taken. Measured
+on SmolLM2-135M, 16,384 tokens, as the KL on speeches, a manual and code that were not among them:
+
+===============================  ======  ======  ======
+share, ridge                     speech  manual  code
+===============================  ======  ======  ======
+0                                0.0383  0.0365  0.0365
+0.5, 0.2, without r              0.0354  0.0327  0.0340
+0.2, 0.2                         0.0329  0.0316  0.0332
+0.3, 0.2                         0.0320  0.0309  0.0323
+0.3, 0.5                         0.0335  0.0308  0.0328
+0.5, 0.2                         0.0357  0.0344  0.0358
+1, 1                             0.0407  0.0395  0.0420
+===============================  ======  ======  ======
+
+From 3,000 tokens of the built-in text, a share of 0.3 takes 0.045 to 0.042.
 """
 
 from __future__ import annotations

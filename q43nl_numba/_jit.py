@@ -34,6 +34,7 @@ __all__ = [
     "IS_COMPILED",
     "Build",
     "TileFunction",
+    "apart",
     "call_compiled",
     "compiling",
     "fma",
@@ -102,7 +103,7 @@ class Build:
         kinds = tuple([getattr(a, "dtype", type(a)) for a in arguments])
         if IS_COMPILED and kinds not in self._known:
             signature = tuple(map(numba.typeof, arguments))
-            _compile_apart(lambda: self.compiled.compile(signature))
+            apart(lambda: self.compiled.compile(signature))
             self._known.add(kinds)
 
 
@@ -155,7 +156,7 @@ class TileFunction:
         """The function as Numba passes it to kernels."""
         # No functools.cached_property: its lock would be lost in a fork while a thread compiles.
         if self._compiled is None:
-            self._compiled = _compile_apart(self._compile)
+            self._compiled = apart(self._compile)
         return self._compiled
 
     def _compile(self) -> Any:
@@ -166,10 +167,10 @@ class TileFunction:
         return compiled
 
 
-def _compile_apart(compile_it: Callable[[], T]) -> T:
-    """Compile on a new thread, and wait.
+def apart(compile_it: Callable[[], T]) -> T:
+    """Compile, or do what else takes Numba's locks, on a new thread, and wait.
 
-    No interrupt (Ctrl-C) reaches that thread, which could leave the compiler's lock taken. And
+    No interrupt (Ctrl-C) reaches that thread, which could leave such a lock taken. And
     Python keeps its frames in chunks of memory: calls that cross the end of a chunk again and again
     make the compiler up to a quarter slower, which they do not on a new stack.
     """

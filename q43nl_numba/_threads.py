@@ -18,7 +18,7 @@ from typing import Any, Final, TypeVar
 import numba
 from numba.core.compiler_lock import global_compiler_lock
 
-from ._jit import Build, call_compiled, compiling
+from ._jit import Build, apart, call_compiled, compiling
 
 T = TypeVar("T")
 
@@ -49,18 +49,31 @@ class _Pool:
 
     def __init__(self) -> None:
         self.lost_in_fork = False
+        self._is_started = False
         self._turn = threading.RLock()
 
     def setting(self) -> int:
-        """Return Numba's number of threads, and start the pool.
+        """Return Numba's number of threads for the calling thread, and start the pool.
 
         Raises
         ------
         RuntimeError
             The threading layer cannot be loaded.
         """
+        if not self._is_started:
+            self._start()
+        _THREADS.prepare()
+        return int(_THREADS.compiled())
+
+    def _start(self) -> None:
+        """Start the pool, on a thread that no interrupt reaches.
+
+        In Python code, Numba takes a lock between processes for that, and for every look at the
+        number of threads. After an interrupt in there it would never be released.
+        """
         try:
-            return int(numba.get_num_threads())
+            apart(numba.get_num_threads)
+            self._is_started = True
         except ValueError as error:
             layer = numba.config.THREADING_LAYER  # type: ignore[attr-defined]
             raise RuntimeError(
@@ -121,6 +134,14 @@ def _started_layer() -> str | None:
 def _was_started_by_python() -> bool:
     """Return whether the calling thread is the main thread or one that `threading` started."""
     return not isinstance(threading.current_thread(), threading._DummyThread)
+
+
+def _threads() -> int:
+    return int(numba.get_num_threads())
+
+
+_THREADS: Final = Build(_threads, "threads")
+"""Numba's number of threads, found in one step of its caller."""
 
 
 def _set_threads(count: int) -> None:

@@ -138,6 +138,30 @@ def test_interrupts_at_random_moments_of_many_calls():
     assert found == ["True", "True", "True", "1"]
 
 
+def test_no_lock_of_numba_is_taken_where_interrupts_arrive(monkeypatch):
+    """Numba starts its pool, and looks whether it has, behind a lock; an interrupt leaves it taken.
+
+    The next call that compiles or loads a kernel waited for that lock for ever.
+    """
+    parallel = pytest.importorskip("numba.np.ufunc.parallel")
+    launch, callers = parallel._launch_threads, []
+
+    def noted():
+        callers.append(threading.current_thread())
+        launch()
+
+    monkeypatch.setattr(parallel, "_launch_threads", noted)
+    monkeypatch.setattr(_threads, "_WORTH_A_THREAD", 1.0)
+    monkeypatch.setattr(pool, "_is_started", False, raising=False)
+    weights = LARGE[: 1 << 15]
+    packed = q43nl(weights, "coarse_fine", num_threads=2)
+    q43nl(weights.reshape(-1, 32), "grid", hessian=np.eye(32) + 0.1)
+    dequantize(packed)
+    quality(weights, packed)
+    assert callers
+    assert threading.main_thread() not in callers
+
+
 @pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="the system has no interval timer")
 def test_an_interrupt_of_a_long_call_is_noticed_soon():
     """`exact` on many groups takes a minute, but comes back between two portions."""

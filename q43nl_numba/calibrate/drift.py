@@ -12,8 +12,8 @@ over the tokens is least for ::
 
 with H = mean of x' x'^T. V is what is quantized instead of W: its *target*. (Least squares with
 inputs of both models: Li et al., "GPTAQ: Efficient finetuning-free quantization for asymmetric
-calibration", 2025, arXiv:2504.02692. They do without r, which is more than half of what it gains
-here.)
+calibration", 2025, arXiv:2504.02692. They do without r, which adds half as much again to what is
+gained here.)
 
 D and R of a few thousand tokens are noisy, and H^-1 makes much of the noise along directions in
 which inputs hardly vary. So H is given a ridge, and of what follows only a share is taken. Measured

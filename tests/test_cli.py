@@ -847,7 +847,12 @@ def test_how_a_run_ends(
         raise raised
 
     monkeypatch.setattr(_process, "_forget_stdout", lambda: None)  # pytest needs it
-    assert _process.run(work) == code
+    # Who runs the tests in the background of a script has them ignore interrupts.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        assert _process.run(work) == code
+    finally:
+        signal.signal(signal.SIGINT, before)
     assert capfd.readouterr().err == ("" if line is None else f"q43nl-numba: {line}\n")
 
 

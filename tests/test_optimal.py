@@ -10,7 +10,8 @@ from q43nl_numba import dequantize, q43nl
 from q43nl_numba.kernels.joint import LARGEST_STORABLE
 from q43nl_numba.kernels.tile import LANES
 from q43nl_numba.methods import exact
-from q43nl_numba.methods.optimal import refinement
+from q43nl_numba.methods.optimal import refinement, starts
+from q43nl_numba.methods.optimal.starts import SLICE
 
 JOINT = ("optimal", "exact")
 every_free = pytest.mark.parametrize("method", JOINT)
@@ -139,6 +140,31 @@ def test_kept_candidates_stay_whole(rng, places):
     np.testing.assert_array_equal(kept_scores, best)
     np.testing.assert_array_equal(kept_scale_bits, (best * 2**15).astype(np.uint32))
     np.testing.assert_array_equal(kept_curves, (best * 2**20).astype(np.int32))
+
+
+@numba.njit
+def enter_compiled(scores, turns, first, names, best, number):
+    starts.keep_best_starts(scores, turns, first, names, best, number)
+
+
+@pytest.mark.parametrize("kept", [1, 2, 5])
+def test_starts_enter_lists_one_after_another(rng, kept):
+    """Batches leave the lists that single starts would: with equal scores, too, order decides."""
+    scores = rng.integers(0, 12, (3, 40, SLICE)).astype(np.float32)
+    turns = rng.integers(0, 2, (3, 40, SLICE)).astype(np.int32)
+    best = np.full((kept, SLICE), -1, np.float32)
+    number = np.zeros((kept, SLICE), np.int32)
+    expected = [[(-1.0, 0)] * kept for _ in range(SLICE)]
+    for batch in range(3):
+        for k, lane in np.ndindex(40, SLICE):
+            entry = (scores[batch, k, lane], 2 * (40 * batch + k) + turns[batch, k, lane])
+            for place in range(kept):
+                if entry[0] > expected[lane][place][0]:
+                    entry, expected[lane][place] = expected[lane][place], entry
+        names = np.empty((40, SLICE), np.int32)
+        enter_compiled(scores[batch], turns[batch], 40 * batch, names, best, number)
+    found = [list(zip(best[:, lane], number[:, lane], strict=True)) for lane in range(SLICE)]
+    assert found == expected
 
 
 def test_the_work_of_exact_is_bounded(monkeypatch):

@@ -3,12 +3,14 @@
 from itertools import pairwise
 
 import brute_force
+import numba
 import numpy as np
 import oracle
 import pytest
 import samples
 
 from q43nl_numba import GROUP_DTYPE, METHODS, dequantize, q43nl, quality
+from q43nl_numba.methods.grid import seventh
 from q43nl_numba.methods.statistics import group_statistics as hints
 
 CLASSIC = ("grid", "coarse_fine", "gradient")
@@ -165,6 +167,20 @@ def test_quality_without_error():
 
 
 # --- a sweep of parameters -------------------------------------------------------------------
+
+
+def test_sevenths_are_rounded_as_quotients_are():
+    """The grid search takes two products for them: its double precision must not suffer."""
+
+    @numba.njit
+    def sevenths(values):
+        result = np.empty_like(values)
+        for i in range(values.size):
+            result[i] = seventh(values[i])
+        return result
+
+    values = np.arange(0, 10.5, 0.5)
+    np.testing.assert_array_equal(sevenths(values), values / 7)
 
 
 @pytest.mark.parametrize("grid_size", [2, 3, 5, 9, 16, 17, 64, 127, 254, 255, 256, 1000])

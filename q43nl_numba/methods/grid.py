@@ -26,31 +26,23 @@ from .._jit import helper, inlined
 from .._layout import GROUP_SIZE, LARGEST_CURVE
 from ..kernels.curve import ROUND_ROOT
 from ..kernels.curve_search import curve_encoder
-from ..kernels.tile import LANES_STEP, Doubles, Floats, Integers, weighted
+from ..kernels.tile import LANES_STEP, Doubles, Floats, Integers
 from .method import Method, Option, integer_from
 
 CURVES: Final = 2 * LARGEST_CURVE + 1
 _MOST_CHANGES: Final = 3
-_CODES: Final = 8
 _MOMENTS: Final = 3
 
 SLICE: Final = LANES_STEP
 """Lanes worked on at once: their sums over all curves stay in the L2 cache."""
 
+_WEIGHTS: Final = 4
+_BATCH: Final = _WEIGHTS * SLICE
+"""Weights of a group, and of all lanes, whose changes are computed together."""
 
-def _change_tables() -> tuple[Doubles, Doubles]:
-    """Return the changes of A, B and C at the step from code k to k + 1: constant + slope * v.
-
-    A row a moment; the last column stands for "no change".
-    """
-    x = np.append(np.arange(_CODES) / 7.0, 1.0)
-    b = x * x - x
-    constant = np.stack([np.diff(x * x), -np.diff(x * b), np.diff(b * b)])
-    slope = np.stack([-2.0 * np.diff(x), np.diff(b), np.zeros(_CODES)])
-    return constant, slope
-
-
-_CONSTANT, _SLOPE = _change_tables()
+_SEVENTH: Final = float.fromhex("0x1.2492492492p-3")
+_REST_OF_SEVENTH: Final = float.fromhex("0x1.2492492492492p-45")
+"""1 / 7 in two parts, the first one with so few bits that small multiples are exact."""
 
 
 @functools.lru_cache(maxsize=8)
@@ -85,39 +77,80 @@ def search_grid(
 
 @helper
 def enter_changes(magnitudes: Floats, importance: Any, start: int, moments: Doubles) -> None:
-    """Enter the codes at c = -1, and each later change at the first curve beyond it."""
-    rows = np.empty((_MOST_CHANGES, SLICE), np.int32)
-    codes = np.empty(SLICE, np.int32)
-    for i in range(GROUP_SIZE):
-        for lane in range(SLICE):
-            v = np.float64(magnitudes[i, start + lane])
-            code = np.int32(0)
-            for k in range(7):
-                m = (k + 0.5) / 7.0
-                code += np.int32(v > 2.0 * m - m * m)
-            codes[lane] = code
+    """Enter the codes at c = -1, and each later change at the first curve beyond it.
+
+    Some weights of all lanes at a time: their changes are computed in full vectors, and then
+    entered one by one.
+    """
+    v = np.empty(_BATCH, np.float64)
+    h = np.ones(_BATCH, np.float64)
+    codes = np.empty(_BATCH, np.float64)
+    rows = np.empty((_MOST_CHANGES, _BATCH), np.int32)
+    steps = np.empty((_MOST_CHANGES, _MOMENTS, _BATCH), np.float64)
+    for first in range(0, GROUP_SIZE, _WEIGHTS):
+        for i in range(_WEIGHTS):
+            for lane in range(SLICE):
+                v[i * SLICE + lane] = np.float64(magnitudes[first + i, start + lane])
+                if importance is not None:
+                    h[i * SLICE + lane] = np.float64(importance[first + i, start + lane])
+        set_first_codes(v, codes)
+        for change in range(_MOST_CHANGES):
+            set_rows(v, codes, change, rows[change])
+            set_steps(v, h, codes, change, steps[change])
+        for i in range(_WEIGHTS):
+            for lane in range(SLICE):
+                at = i * SLICE + lane
+                x = seventh(codes[at])
+                b = x * x - x
+                moments[0, 0, lane] += h[at] * ((v[at] - x) * (v[at] - x))
+                moments[0, 1, lane] += h[at] * ((v[at] - x) * b)
+                moments[0, 2, lane] += h[at] * (b * b)
             for change in range(_MOST_CHANGES):
-                m = (code + change + 0.5) / 7.0
-                row = np.ceil(LARGEST_CURVE * ((m - v) / (m - m * m))) + LARGEST_CURVE
-                beyond = (code + change >= 7) or (row >= CURVES)
-                rows[change, lane] = CURVES if beyond else np.int32(max(row, 0.0))
-        for lane in range(SLICE):
-            v = np.float64(magnitudes[i, start + lane])
-            code = codes[lane]
-            x = code / 7.0
-            b = x * x - x
-            at = start + lane
-            moments[0, 0, lane] += weighted((v - x) * (v - x), importance, i, at)
-            moments[0, 1, lane] += weighted((v - x) * b, importance, i, at)
-            moments[0, 2, lane] += weighted(b * b, importance, i, at)
-            for change in range(_MOST_CHANGES):
-                row = rows[change, lane]
-                k = min(code + change, 7)
-                a_step = _CONSTANT[0, k] + _SLOPE[0, k] * v
-                b_step = _CONSTANT[1, k] + _SLOPE[1, k] * v
-                moments[row, 0, lane] += weighted(a_step, importance, i, at)
-                moments[row, 1, lane] += weighted(b_step, importance, i, at)
-                moments[row, 2, lane] += weighted(_CONSTANT[2, k], importance, i, at)
+                for lane in range(SLICE):
+                    at = i * SLICE + lane
+                    row = rows[change, at]
+                    moments[row, 0, lane] += steps[change, 0, at]
+                    moments[row, 1, lane] += steps[change, 1, at]
+                    moments[row, 2, lane] += steps[change, 2, at]
+
+
+@helper
+def seventh(a: Any) -> Any:
+    """Return a / 7 for multiples of 1/2 up to 10, to the last bit, in less time."""
+    return a * _SEVENTH + a * _REST_OF_SEVENTH
+
+
+@helper
+def set_first_codes(v: Doubles, codes: Doubles) -> None:
+    """Write the codes at c = -1."""
+    for at in range(_BATCH):
+        code = 0.0
+        for k in range(7):
+            m = (k + 0.5) / 7.0
+            code += 1.0 if v[at] > 2.0 * m - m * m else 0.0
+        codes[at] = code
+
+
+@helper
+def set_rows(v: Doubles, codes: Doubles, change: int, rows: Integers) -> None:
+    """Write the first curve beyond a change, `CURVES` if there is none up to c = 1."""
+    for at in range(_BATCH):
+        code = codes[at] + change
+        m = seventh(code + 0.5)
+        row = np.ceil(LARGEST_CURVE * ((m - v[at]) / (m - m * m))) + LARGEST_CURVE
+        row = min(max(row, 0.0), float(CURVES))
+        rows[at] = np.int32(row if code < 7.0 else float(CURVES))
+
+
+@helper
+def set_steps(v: Doubles, h: Doubles, codes: Doubles, change: int, steps: Doubles) -> None:
+    """Write what a change does to A, B and C; 0 if there is none."""
+    for at in range(_BATCH):
+        x0, x1 = seventh(codes[at] + change), seventh(min(codes[at] + (change + 1.0), 7.0))
+        b0, b1 = x0 * x0 - x0, x1 * x1 - x1
+        steps[0, at] = h[at] * ((x1 * x1 - x0 * x0) - 2.0 * (x1 - x0) * v[at])
+        steps[1, at] = h[at] * ((b1 - b0) * v[at] - (x1 * b1 - x0 * b0))
+        steps[2, at] = h[at] * (b1 * b1 - b0 * b0)
 
 
 @helper

@@ -183,7 +183,7 @@ def search_optimal(
             parameters.starts, parameters.rounds, chosen[search],
             tried_bits[first : first + finalists], tried_curves[first : first + finalists],
         )  # fmt: skip
-    for place in range(1 + searches * finalists):
+    for place in range(0 if guarded else 1, 1 + searches * finalists):
         take_better(
             weights, importance, parameters.full, tried_bits[place], tried_curves[place],
             scale_bits, curves, errors,

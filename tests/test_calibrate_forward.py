@@ -310,6 +310,8 @@ def test_activations(name, exact):
 # What is refused
 # ---------------------------------------------------------------------------------------------
 
+EXPERTS = {"num_local_experts": 4, "num_experts_per_tok": 2}
+
 
 @pytest.mark.parametrize(
     ("changes", "problem"),
@@ -319,8 +321,26 @@ def test_activations(name, exact):
             "must be one of LlamaForCausalLM, .*Qwen3.*, found 'BertModel'",
         ),
         ({"architectures": None}, "architecture must be one of"),
-        ({"hidden_size": None}, "hidden_size must be a positive integer, found None"),
-        ({"num_hidden_layers": -2}, "num_hidden_layers must be a positive integer, found -2"),
+        ({"hidden_size": None}, "key 'hidden_size' must be an integer of at least 1, found None"),
+        ({"num_hidden_layers": -2}, "'num_hidden_layers' must be an integer of .* 1, found -2"),
+        ({"num_hidden_layers": 10001}, "'num_hidden_layers' must be .* at most 10000, found 10001"),
+        ({"tie_word_embeddings": "no"}, "'tie_word_embeddings' must be true or false, found 'no'"),
+        ({"use_sliding_window": "no"}, "'use_sliding_window' must be true or false, found 'no'"),
+        ({"sliding_window": "512"}, "'sliding_window' must be an integer of at least 0"),
+        ({"layer_types": "full_attention"}, "'layer_types' must be a list"),
+        ({"hidden_act": ["silu"]}, r"'hidden_act' must be a string, found \['silu'\]"),
+        ({"rms_norm_eps": "1e-6"}, "'rms_norm_eps' must be a number"),
+        ({"rope_theta": 0}, "'rope_theta' must be a number above 0, found 0"),
+        ({"rope_scaling": "linear"}, "'rope_scaling' must be an object, found 'linear'"),
+        (
+            {"rope_theta": None, "rope_scaling": {"rope_theta": "1"}},
+            "key 'rope_scaling': key 'rope_theta' must be a number, found '1'",
+        ),
+        ({"partial_rotary_factor": 2}, "must be a number above 0, at most 1, found 2"),
+        (
+            {"architectures": ["MixtralForCausalLM"], "norm_topk_prob": "no", **EXPERTS},
+            "'norm_topk_prob' must be true or false, found 'no'",
+        ),
         ({"num_key_value_heads": 3}, "must be a multiple of num_key_value_heads, found 4 and 3"),
         (
             {"architectures": ["Qwen3MoeForCausalLM"], "mlp_only_layers": [0]},
@@ -334,7 +354,7 @@ def test_activations(name, exact):
 )
 def test_a_configuration_that_is_refused(tmp_path, changes, problem):
     folder = model_folder(tmp_path, **changes)
-    with pytest.raises(CalibrationError, match=problem) as caught:
+    with pytest.raises((CalibrationError, ModelFileError), match=problem) as caught:
         read_config(folder)
     assert "config.json" in str(caught.value)
 

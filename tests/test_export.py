@@ -37,6 +37,7 @@ from q43nl_numba import dequantize, q43nl, quality
 from q43nl_numba._text import json_text
 from q43nl_numba.convert import ModelFileError
 from q43nl_numba.convert import tensors as convert_tensors
+from q43nl_numba.convert.json_file import read_json
 from q43nl_numba.convert.model import open_model
 from q43nl_numba.convert.rules import Rule
 from q43nl_numba.export import (
@@ -45,7 +46,6 @@ from q43nl_numba.export import (
     ExportWarning,
     export_model,
 )
-from q43nl_numba.export.config import read_json
 from q43nl_numba.export.tensors import EngineTensor, Rotary
 from q43nl_numba.export.values import EngineValues
 

@@ -101,6 +101,7 @@ CONFIGS = [
     ("smollm3", {"no_rope_layers": [1, 1, 0]}, "'no_rope_layers' must be a list of 4 zeros"),
     ("smollm3", {"no_rope_layers": [1, 1, 0, 2]}, "'no_rope_layers' must be a list of 4 zeros"),
     ("qwen2", {"layer_types": ["full_attention"]}, "'layer_types' must be a list of 2 words"),
+    ("qwen2", {"layer_types": "full_attention"}, "'layer_types' must be a list, found 'full_att"),
     (
         "qwen2",
         {"layer_types": ["full_attention", "chunked_attention"]},

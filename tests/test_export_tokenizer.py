@@ -19,8 +19,8 @@ from hypothesis import strategies as st
 from model_files import read_raw
 
 from q43nl_numba.convert import ModelFileError
+from q43nl_numba.convert.json_file import JsonFile
 from q43nl_numba.export import ExportWarning, export_model
-from q43nl_numba.export.config import JsonFile
 from q43nl_numba.export.rebuilding import NotRebuiltError, rebuild_tokenizer, with_zero_byte
 from q43nl_numba.export.tokenizer import (
     Tokenizer,

@@ -6,12 +6,12 @@ import hashlib
 import json
 import math
 import os
-import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from typing import Any
 
 from ..convert.companions import companion, read_object
+from ..convert.json_file import JsonFile
 from .architectures import ARCHITECTURES, Architecture
 from .errors import CalibrationError
 
@@ -19,11 +19,6 @@ CONFIG_FILE = "config.json"
 
 #: Bounds of the work that a configuration can ask for; known models have less than a tenth of it.
 _MOST_LAYERS, _MOST_EXPERTS = 10_000, 10_000
-
-#: Readers of models keep sizes in 64 bits.
-_LARGEST = 2**63 - 1
-
-_Value = TypeVar("_Value")
 
 #: Matrices of a layer that share their input, in the order in which the forward pass meets them.
 Stages = tuple[tuple[str, ...], ...]
@@ -208,10 +203,10 @@ def read_config(folder: str | os.PathLike[str]) -> ModelConfig:
     OSError
         If the folder has no readable ``config.json``.
     ModelFileError
-        If that is not JSON, or a link out of the folder.
+        If that is not JSON, or a link out of the folder, lacks a key, or has a value of another
+        type.
     CalibrationError
-        If it lacks a key, has a value that cannot be, or describes an architecture that is not
-        known.
+        If it describes a model that cannot be, or an architecture that is not known.
     """
     folder = os.fspath(folder)
     if not os.path.isdir(folder):
@@ -231,29 +226,33 @@ def parse_config(raw: Mapping[str, Any], path: str = CONFIG_FILE) -> ModelConfig
     >>> config.head_dim, config.kv_heads, config.rope.theta
     (16, 4, 10000.0)
     """
-    known = _Keys(raw, path)
-    name = known.architecture()
+    config = JsonFile(path, raw)
+    name = _architecture(config)
     architecture = ARCHITECTURES[name]
-    known.check_attention()
-    layers, hidden = known.layers(), known.count("hidden_size")
-    heads = known.count("num_attention_heads")
-    head_dim = known.count("head_dim", architecture.head_dim or hidden // heads)
-    kv_heads = known.count("num_key_value_heads", architecture.kv_heads or heads)
+    _check_attention(config)
+    layers = config.integer("num_hidden_layers", most=_MOST_LAYERS)
+    hidden = config.integer("hidden_size")
+    heads = config.integer("num_attention_heads")
+    head_dim = config.integer("head_dim", default=architecture.head_dim or hidden // heads)
+    kv_heads = config.integer("num_key_value_heads", default=architecture.kv_heads or heads)
     if heads % kv_heads:
         raise CalibrationError(
             f"{path}: num_attention_heads must be a multiple of num_key_value_heads, "
             f"found {heads} and {kv_heads}"
         )
-    windows = known.for_each_layer("layer_types", architecture.sliding_windows(raw, layers))
-    rotated = known.for_each_layer("no_rope_layers", architecture.rotated_layers(raw, layers))
-    rope, rotary_share = _rope(known)
-    activation = raw.get("hidden_act") or raw.get("hidden_activation") or architecture.activation
+    windows = architecture.sliding_windows(raw, layers)
+    rotated = architecture.rotated_layers(raw, layers)
+    for key, values in (("layer_types", windows), ("no_rope_layers", rotated)):
+        if len(values) != layers:
+            raise CalibrationError(f"{path}: {key} must have {layers} items, found {len(values)}")
+    rope, rotary_share = _rope(config)
     rotary_dim = int(head_dim * rotary_share)
     if rotary_dim < 2 or rotary_dim % 2:
         raise CalibrationError(
             f"{path}: head_dim * partial_rotary_factor must be an even number from 2 on, "
             f"found {rotary_dim}"
         )
+    activation = config.text("hidden_activation", default=architecture.activation)
     return ModelConfig(
         architecture=name,
         layers=layers,
@@ -261,152 +260,93 @@ def parse_config(raw: Mapping[str, Any], path: str = CONFIG_FILE) -> ModelConfig
         heads=heads,
         kv_heads=kv_heads,
         head_dim=head_dim,
-        vocab_size=known.count("vocab_size"),
-        max_positions=known.count("max_position_embeddings", 2048),
-        norm_eps=known.number("rms_norm_eps", 1e-6),
-        activation=str(activation),
-        tied=bool(raw.get("tie_word_embeddings", architecture.tied)),
+        vocab_size=config.integer("vocab_size"),
+        max_positions=config.integer("max_position_embeddings", default=2048),
+        norm_eps=float(config.number("rms_norm_eps", default=1e-6)),
+        activation=config.text("hidden_act", default=activation),
+        tied=config.flag("tie_word_embeddings", default=architecture.tied),
         rope=rope,
         rotary_dim=rotary_dim,
         sliding_windows=windows,
         rotated_layers=rotated,
         **(
-            _experts(known, raw)
+            _experts(config)
             if architecture.experts
-            else {"intermediate_size": known.count("intermediate_size")}
+            else {"intermediate_size": config.integer("intermediate_size")}
         ),
     )
 
 
-def _experts(known: _Keys, raw: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what a mixture of experts needs beside a dense model."""
-    if raw.get("mlp_only_layers") or raw.get("decoder_sparse_step", 1) != 1:
+def _architecture(config: JsonFile) -> str:
+    """Return the class name of the architecture, which must be known."""
+    found = config.get("architectures")
+    name = found[0] if isinstance(found, list) and found else found
+    if not isinstance(name, str) or name not in ARCHITECTURES:
         raise CalibrationError(
-            f"{known.path}: every layer must have experts, found "
-            f"mlp_only_layers {raw.get('mlp_only_layers')!r} and "
-            f"decoder_sparse_step {raw.get('decoder_sparse_step')!r}"
+            f"{config.path}: architecture must be one of {', '.join(ARCHITECTURES)}, "
+            f"found {name!r:.80}"
         )
-    key = "num_local_experts" if "num_local_experts" in raw else "num_experts"
-    experts = known.count(key, most=_MOST_EXPERTS)
+    return name
+
+
+def _check_attention(config: JsonFile) -> None:
+    """Check the types of the keys that tell windows and rotation of each layer."""
+    config.flag("use_sliding_window")
+    for key in ("sliding_window", "max_window_layers", "no_rope_layer_interval"):
+        config.integer(key, least=0, default=0)
+    for key in ("layer_types", "no_rope_layers"):
+        config.items(key)
+
+
+def _experts(config: JsonFile) -> dict[str, Any]:
+    """Return what a mixture of experts needs beside a dense model."""
+    dense, step = config.items("mlp_only_layers"), config.integer("decoder_sparse_step", default=1)
+    if dense or step != 1:
+        raise CalibrationError(
+            f"{config.path}: every layer must have experts, found mlp_only_layers {dense!r:.80} "
+            f"and decoder_sparse_step {step}"
+        )
+    is_mixtral = "num_local_experts" in config
+    experts = config.integer(
+        "num_local_experts" if is_mixtral else "num_experts", most=_MOST_EXPERTS
+    )
+    own_size = "moe_intermediate_size" in config
     return {
         "experts": experts,
-        "experts_per_token": known.count("num_experts_per_tok", most=experts),
-        "intermediate_size": known.count(
-            "moe_intermediate_size" if "moe_intermediate_size" in raw else "intermediate_size"
+        "experts_per_token": config.integer("num_experts_per_tok", most=experts),
+        "intermediate_size": config.integer(
+            "moe_intermediate_size" if own_size else "intermediate_size"
         ),
-        "normalized_experts": bool(raw.get("norm_topk_prob", "num_local_experts" in raw)),
+        "normalized_experts": config.flag("norm_topk_prob", default=is_mixtral),
     }
 
 
-class _Keys:
-    """Reads keys of one ``config.json`` and names them in errors."""
-
-    def __init__(self, raw: Mapping[str, Any], path: str) -> None:
-        self.raw = raw
-        self.path = path
-
-    def architecture(self) -> str:
-        """Return the class name of the architecture, which must be known."""
-        found = self.raw.get("architectures")
-        name = found[0] if isinstance(found, list) and found else found
-        if not isinstance(name, str) or name not in ARCHITECTURES:
-            raise CalibrationError(
-                f"{self.path}: architecture must be one of {', '.join(ARCHITECTURES)}, "
-                f"found {name!r:.80}"
-            )
-        return name
-
-    def layers(self) -> int:
-        """Return the number of layers."""
-        return self.count("num_hidden_layers", most=_MOST_LAYERS)
-
-    def check_attention(self) -> None:
-        """Check the types of the keys that tell windows and rotation of each layer."""
-        for key in ("sliding_window", "max_window_layers", "no_rope_layer_interval"):
-            value = self.raw.get(key)
-            if value is not None and (type(value) is not int or not 0 <= value <= _LARGEST):
-                raise self.error(key, "null or an integer from 0 on")
-        for key in ("layer_types", "no_rope_layers"):
-            if not isinstance(self.raw.get(key), list | None):
-                raise self.error(key, "null or a list")
-
-    def number(self, key: str, default: float) -> float:
-        """Return a finite number; null counts as missing."""
-        value = self.raw.get(key)
-        if value is None:
-            return default
-        if not is_finite_number(value):
-            raise self.error(key, "a finite number")
-        return float(value)
-
-    def error(self, key: str, expected: str) -> CalibrationError:
-        """Return the error for a key whose value is not what is expected."""
-        return CalibrationError(
-            f"{self.path}: {key} must be {expected}, found {self.raw.get(key)!r:.80}"
-        )
-
-    def part(self, *keys: str) -> dict[str, Any]:
-        """Return the object of the first of some keys that has one, empty where none has."""
-        for key in keys:
-            value = self.raw.get(key)
-            if value:
-                if not isinstance(value, dict):
-                    raise self.error(key, "an object")
-                return dict(value)
-        return {}
-
-    def for_each_layer(self, key: str, values: tuple[_Value, ...]) -> tuple[_Value, ...]:
-        """Check that there is a value for each layer."""
-        layers = self.layers()
-        if len(values) != layers:
-            raise CalibrationError(
-                f"{self.path}: {key} must have {layers} items, found {len(values)}"
-            )
-        return values
-
-    def count(self, key: str, default: int | None = None, *, most: int = _LARGEST) -> int:
-        """Return a positive integer; null counts as missing."""
-        value = self.raw.get(key)
-        if value is None:
-            value = default
-        if type(value) is not int or value < 1:
-            raise self.error(key, "a positive integer")
-        if value > most:
-            raise self.error(key, f"at most {most}")
-        return value
-
-
-def is_finite_number(value: object) -> bool:
-    """Tell whether a JSON value is a number that a float can hold."""
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        return False
-    return abs(value) <= sys.float_info.max
-
-
-def _rope(known: _Keys) -> tuple[Rope, float]:
+def _rope(config: JsonFile) -> tuple[Rope, float]:
     """Return the rotary embedding, in the spelling of transformers 4 or 5, and its share of a head.
 
     Parameters of the scaling that stand beside it are taken along.
     """
-    raw = known.raw
-    parameters = known.part("rope_scaling", "rope_parameters")
-    theta = parameters.pop("rope_theta", None)
-    kinds = [parameters.pop(key, None) for key in ("rope_type", "type")]
-    share = parameters.pop("partial_rotary_factor", raw.get("partial_rotary_factor"))
-    if "original_max_position_embeddings" in raw:
-        parameters.setdefault(
-            "original_max_position_embeddings", raw["original_max_position_embeddings"]
-        )
-    theta = raw.get("rope_theta") or theta or 10000.0
-    share = 1 if share is None else share
-    for name, value, most in (
-        ("rope_theta", theta, math.inf),
-        ("partial_rotary_factor", share, 1),
-    ):
-        if not is_finite_number(value) or not 0 < value <= most:
-            limit = "" if most == math.inf else f", at most {most}"
-            raise CalibrationError(
-                f"{known.path}: {name} must be a number above 0{limit}, found {value!r:.80}"
-            )
-    kind = next((kind for kind in kinds if kind is not None), "default")
-    return Rope(str(kind), float(theta), parameters), float(share)
+    parts = [config.part(key) for key in ("rope_scaling", "rope_parameters")]
+    scaling = next((part for part in parts if part is not None and list(part)), JsonFile("", {}))
+    parameters = {key: scaling.get(key) for key in scaling}
+    for key in ("rope_theta", "rope_type", "type", "partial_rotary_factor"):
+        parameters.pop(key, None)
+    original = "original_max_position_embeddings"
+    if config.get(original) is not None:
+        parameters.setdefault(original, config.get(original))
+    theta = _positive("rope_theta", (config, scaling), 10000.0, math.inf)
+    share = _positive("partial_rotary_factor", (scaling, config), 1.0, 1.0)
+    kind = scaling.text("rope_type", default=scaling.text("type", default="default"))
+    return Rope(kind, theta, parameters), share
+
+
+def _positive(key: str, places: tuple[JsonFile, ...], default: float, most: float) -> float:
+    """Return a number above 0 from the first place that has it."""
+    for place in places:
+        if key in place:
+            value = float(place.number(key))
+            if not 0 < value <= most:
+                limit = "" if most == math.inf else f", at most {most:g}"
+                raise place.error(key, f"a number above 0{limit}")
+            return value
+    return default

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from ..convert.companions import companion, read_text
-from .config import JsonFile, is_integer, read_companion
+from ..convert.json_file import JsonFile, is_integer, read_companion
 
 #: What the engine takes for "no such token".
 NO_TOKEN = -1

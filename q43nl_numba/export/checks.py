@@ -12,10 +12,10 @@ import numpy as np
 from .._text import count_text
 from ..convert.dtypes import FLOATING
 from ..convert.errors import ModelFileError
+from ..convert.json_file import JsonFile
 from ..convert.plan import Decision
 from ..convert.tensors import Tensor
 from .architectures import Architecture
-from .config import JsonFile
 from .dimensions import Dimensions
 from .metadata import is_gelu_with_erf, rope_scaling
 from .tensors import EngineTensor

@@ -8,10 +8,10 @@ from dataclasses import dataclass
 
 from ..convert.container import Header
 from ..convert.errors import ModelFileError, tensor_error
+from ..convert.json_file import LARGEST_INTEGER
 from ..convert.reading import read_header
 from ..convert.tensors import SourceFile, StoredTensor
 from .architectures import TABLE, Architecture, architecture_named
-from .config import LARGEST_INTEGER
 from .dimensions import Dimensions
 from .plan import FORMATS, SCORES, TOKENS, Format
 from .tensors import EngineTensor

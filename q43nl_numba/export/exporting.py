@@ -14,6 +14,7 @@ from ..convert.companions import companion
 from ..convert.container import QTYPE
 from ..convert.errors import ModelFileError
 from ..convert.job import FilePlan, WrittenFile
+from ..convert.json_file import JsonFile, read_json
 from ..convert.judging import Figures
 from ..convert.model import CONFIG_NAME, Model, open_model
 from ..convert.output import check_output
@@ -26,7 +27,6 @@ from ..convert.tensors import SourceFile
 from .architectures import Architecture, architecture_of
 from .chat import read_chat
 from .checks import OUTPUT, check_config, resolve_tensors
-from .config import JsonFile, read_json
 from .metadata import build_metadata, read_dimensions
 from .plan import FORMATS, Format, plan_steps
 from .report import ExportReport, ExportWarning

@@ -10,10 +10,10 @@ import math
 from typing import Any
 
 from ..convert.errors import ModelFileError
+from ..convert.json_file import JsonFile
 from .architectures import Architecture
 from .architectures.architecture import ACTIVATIONS, SLIDING, window
 from .chat import Chat
-from .config import JsonFile
 from .dimensions import Dimensions
 
 _DEFAULT_ROPE_THETA = 10000.0

@@ -7,8 +7,8 @@ import re
 from typing import Any
 
 from ..convert.errors import ModelFileError
+from ..convert.json_file import LARGEST_INTEGER
 from .architectures.architecture import SLIDING, Architecture
-from .config import LARGEST_INTEGER
 from .engine_file import EngineFile
 
 #: The engine computes the tanh form of GELU.

@@ -14,6 +14,7 @@ from ..convert.companions import companion
 from ..convert.container import plain_entry
 from ..convert.errors import ModelFileError
 from ..convert.job import FilePlan, Step
+from ..convert.json_file import JsonFile, read_json
 from ..convert.model import CONFIG_NAME, INDEX_NAME
 from ..convert.output import whole_file
 from ..convert.run import OnProgress, write_folder
@@ -22,7 +23,6 @@ from ..convert.tensors import StoredTensor
 from .architectures import architecture_of
 from .chat import read_chat
 from .checks import OUTPUT
-from .config import JsonFile, read_json
 from .engine_file import EngineFile, read_engine_file
 from .metadata import build_metadata, read_dimensions
 from .model_config import model_config, tokenizer_config

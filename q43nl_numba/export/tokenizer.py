@@ -18,7 +18,7 @@ import numpy.typing as npt
 
 from ..convert.companions import companion
 from ..convert.errors import ModelFileError
-from .config import JsonFile, is_integer, read_json
+from ..convert.json_file import JsonFile, is_integer, read_json
 
 #: How SentencePiece writes a space.
 META_SPACE = "\N{LOWER ONE EIGHTH BLOCK}"

@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from ..config import JsonFile, is_integer
+from ...convert.json_file import JsonFile, is_integer
 from ..dimensions import Dimensions
 from ..tensors import IDENTITY, Affine, EngineTensor, Rotary
 
@@ -93,11 +93,10 @@ class Architecture:
 
     def layer_types(self, config: JsonFile, dims: Dimensions) -> list[str] | None:
         """Return the kind of attention of each layer, None where all layers attend to all."""
-        given = config.get("layer_types")
-        if not isinstance(given, list):
+        if "layer_types" not in config:
             kinds = [SLIDING if slides else FULL for slides in self.sliding_layers(config, dims)]
             return kinds if SLIDING in kinds else None
-        known = (FULL, SLIDING, NONE)
+        known, given = (FULL, SLIDING, NONE), config.items("layer_types")
         if len(given) != dims.n_layers or any(kind not in known for kind in given):
             raise config.error(
                 "layer_types", f"a list of {dims.n_layers} words among {', '.join(known)}"

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from ..config import JsonFile
+from ...convert.json_file import JsonFile
 from ..dimensions import Dimensions
 from ..tensors import EngineTensor
 from .architecture import feed_forward, router

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ..config import JsonFile
+from ...convert.json_file import JsonFile
 from ..dimensions import Dimensions
 from .architecture import Architecture, window
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import ast
 from typing import Any
 
-from ..config import JsonFile
+from ...convert.json_file import JsonFile
 from ..dimensions import Dimensions
 from .architecture import Architecture, window
 

@@ -7,8 +7,8 @@ import os
 from collections.abc import Iterator, Mapping
 from typing import Any, TypeGuard
 
-from ..convert.companions import companion, read_object
-from ..convert.errors import ModelFileError
+from .companions import companion, read_object
+from .errors import ModelFileError
 
 #: No size is larger: readers keep them in 64 bits.
 LARGEST_INTEGER = 2**63 - 1
@@ -37,15 +37,22 @@ class JsonFile:
         found = found if len(found) <= 200 else found[:197] + "..."
         return ModelFileError(f"{self.path}: key {key!r} must be {expected}, found {found}")
 
-    def integer(self, key: str, *, least: int = 1, default: int | None = None) -> int:
-        """Return an integer of at least `least`; `default` stands for an absent key."""
+    def integer(
+        self,
+        key: str,
+        *,
+        least: int = 1,
+        most: int = LARGEST_INTEGER,
+        default: int | None = None,
+    ) -> int:
+        """Return an integer from `least` to `most`; `default` stands for an absent key."""
         value = self.get(key)
         if value is None and default is not None:
             return default
         if not is_integer(value) or value < least:
             raise self.error(key, f"an integer of at least {least}")
-        if value > LARGEST_INTEGER:
-            raise self.error(key, f"an integer of at most {LARGEST_INTEGER}")
+        if value > most:
+            raise self.error(key, f"an integer of at most {most}")
         return int(value)
 
     def number(self, key: str, *, default: float | None = None) -> float | int:
@@ -66,6 +73,24 @@ class JsonFile:
             return default
         if not isinstance(value, bool):
             raise self.error(key, "true or false")
+        return value
+
+    def text(self, key: str, *, default: str) -> str:
+        """Return a string; `default` stands for an absent key."""
+        value = self.get(key)
+        if value is None:
+            return default
+        if not isinstance(value, str):
+            raise self.error(key, "a string")
+        return value
+
+    def items(self, key: str) -> list[Any]:
+        """Return a list, empty where the key is absent."""
+        value = self.get(key)
+        if value is None:
+            return []
+        if not isinstance(value, list):
+            raise self.error(key, "a list")
         return value
 
     def part(self, key: str) -> JsonFile | None:

@@ -306,6 +306,22 @@ def test_activations(name, exact):
     np.testing.assert_allclose(found, exact, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"rope_theta": None, "rope_scaling": {"rope_type": "default", "rope_theta": 10000.0}},
+        {"rope_theta": None, "rope_parameters": {"type": "default", "rope_theta": 10000}},
+        {"rope_theta": None, "rope_scaling": {}, "rope_parameters": {"partial_rotary_factor": 1}},
+    ],
+)
+def test_the_spelling_of_a_configuration_does_not_count(tmp_path, changes):
+    """Statistics of a model are also those of the same one saved by another transformers."""
+    plain = read_config(model_folder(tmp_path, rope_theta=10000.0, rope_scaling=None))
+    other = read_config(model_folder(tmp_path / "other", **changes))
+    assert other == plain
+    assert other.digest() == plain.digest()
+
+
 # ---------------------------------------------------------------------------------------------
 # What is refused
 # ---------------------------------------------------------------------------------------------

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import subprocess
@@ -18,8 +19,10 @@ pytest.importorskip("tqdm")
 
 from model_files import gauss, write_model
 
-from q43nl_numba.convert import ModelFileError, convert, restore
+from q43nl_numba.convert import ModelFileError, convert, locks, restore
 from q43nl_numba.convert.output import whole_file
+
+needs_locks = pytest.mark.skipif(not locks.LOCKS_ARE_KEPT, reason="no locks on this system")
 
 WRITER = """
 import sys, time
@@ -72,6 +75,55 @@ def test_what_killed_runs_left_is_removed_and_what_living_ones_write_is_not(
             writer.communicate()
     convert(model, folder / "out", "grid")
     assert temporaries(folder) == [".q43nl-mine.tmp"]
+
+
+@needs_locks
+@pytest.mark.parametrize("replaced", [False, True])
+def test_a_temporary_that_is_removed_before_it_is_locked_is_made_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, replaced: bool
+) -> None:
+    """Another run takes it for abandoned in the moment between its creation and its lock."""
+    removed: list[str] = []
+
+    def late_lock(file: Any, operation: int) -> None:
+        if not removed:
+            (name,) = temporaries(tmp_path)
+            removed.append(name)
+            (tmp_path / name).unlink()
+            if replaced:
+                (tmp_path / name).touch()
+        lock(file, operation)
+
+    lock = locks.fcntl.flock
+    monkeypatch.setattr(locks.fcntl, "flock", late_lock)
+    with whole_file(str(tmp_path / "out")) as file:
+        monkeypatch.undo()
+        assert len(set(temporaries(tmp_path)) - set(removed)) == 1
+        file.write(b"whole")
+    assert (tmp_path / "out").read_bytes() == b"whole"
+    with whole_file(str(tmp_path / "other")):
+        pass
+    assert sorted(os.listdir(tmp_path)) == ["other", "out"]
+
+
+@needs_locks
+def test_a_file_system_without_locks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Outputs are whole all the same, and a temporary that may be another run's stays."""
+    living = start_writer(tmp_path / "living")
+    try:
+
+        def no_lock(file: Any, operation: int) -> None:
+            raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+        monkeypatch.setattr(locks.fcntl, "flock", no_lock)
+        (other,) = temporaries(tmp_path)
+        with whole_file(str(tmp_path / "out")) as file:
+            file.write(b"whole")
+        assert sorted(os.listdir(tmp_path)) == [other, "out"]
+        assert (tmp_path / "out").read_bytes() == b"whole"
+    finally:
+        living.kill()
+        living.communicate()
 
 
 @pytest.mark.skipif(os.name == "nt", reason="POSIX modes")

@@ -117,20 +117,37 @@ def test_grid_has_the_oracle_error(weights):
     assert np.all(np.abs(ours - theirs) <= 1e-6 * energy)
 
 
-@every_method
+@pytest.mark.parametrize("method", [method for method in METHODS if method != "exact"])
 @given(weights=some_weights, exponent=st.integers(-6, 6))
 def test_magnitude_changes_only_scales(method, weights, exponent):
     """Where neither result meets an end of binary16's range."""
     factor = np.float32(2.0**exponent)
-    largest = np.abs(weights).max(axis=1)
-    held = (largest > 2.0**-7) & (largest < 2.0**9)
-    weights = np.where(held[:, None], weights, np.float32(0))
-    weights[np.abs(weights) < 1e-20] = 0  # products stay clear of float32's subnormals
+    weights = within_binary16(weights)
     codes, scales, curves = oracle.unpack(q43nl(weights, method=method))
     scaled = oracle.unpack(q43nl(weights * factor, method=method))
     assert np.array_equal(scaled[0], codes)
     assert np.array_equal(scaled[1].astype(float), scales.astype(float) * factor)
     assert np.array_equal(scaled[2], curves)
+
+
+@given(weights=some_weights, exponent=st.integers(-6, 6))
+def test_magnitude_leaves_the_least_error(weights, exponent):
+    """Of several optima, the one that is found may be another for weights of another magnitude."""
+    factor = np.float32(2.0**exponent)
+    weights = within_binary16(weights)
+    found = oracle.errors(weights, q43nl(weights, "exact"))
+    scaled = oracle.errors(weights * factor, q43nl(weights * factor, "exact"))
+    energy = (weights.astype(np.float64) ** 2).sum(axis=1)
+    assert np.all(np.abs(scaled / float(factor) ** 2 - found) <= 1e-6 * energy)
+
+
+def within_binary16(weights):
+    """Return the weights of groups whose scales stay clear of the ends of binary16's range."""
+    largest = np.abs(weights).max(axis=1)
+    held = (largest > 2.0**-7) & (largest < 2.0**9)
+    weights = np.where(held[:, None], weights, np.float32(0))
+    weights[np.abs(weights) < 1e-20] = 0  # products stay clear of float32's subnormals
+    return weights
 
 
 @pytest.mark.parametrize("method", CLASSIC)

@@ -31,7 +31,7 @@ def test_values_are_what_the_file_has(file_of):
     assert file.integer("size") == 2**63 - 1
     assert file.integer("size", least=2**63 - 1, most=2**63 - 1) == 2**63 - 1
     assert file.number("share") == 1 - 2**63
-    assert file.number("eps") == 1e-6
+    assert file.number("eps") == file.positive("eps", most=1e-6) == 1e-6
     assert file.flag("tied", default=True) is False
     assert file.text("name", default="gelu") == "silu"
     assert file.items("kinds") == ["a", 1]
@@ -45,12 +45,13 @@ def test_null_counts_as_absent(file_of, text):
     assert "key" not in file
     assert file.integer("key", default=7) == 7
     assert file.number("key", default=0.5) == 0.5
+    assert file.positive("key", default=0.5) == 0.5
     assert file.flag("key", default=True) is True
     assert file.flag("key") is False
     assert file.text("key", default="silu") == "silu"
     assert file.items("key") == []
     assert file.part("key") is None
-    for read in (file.integer, file.number):
+    for read in (file.integer, file.number, file.positive):
         with pytest.raises(ModelFileError, match=r"found (None|nothing)$"):
             read("key")
 
@@ -69,6 +70,9 @@ def test_null_counts_as_absent(file_of, text):
         ("number", "1e999", "a finite number"),
         ("number", str(2**63), "a finite number"),
         ("number", str(-(2**63)), "a finite number"),
+        ("positive", '"1"', "a number"),
+        ("positive", "0", "a number above 0"),
+        ("positive", "-1e-6", "a number above 0"),
         ("flag", '"no"', "true or false"),
         ("flag", "0", "true or false"),
         ("items", '"silu"', "a list"),

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -328,25 +327,15 @@ def _rope(config: JsonFile) -> tuple[Rope, float]:
     """
     parts = [config.part(key) for key in ("rope_scaling", "rope_parameters")]
     scaling = next((part for part in parts if part is not None and list(part)), JsonFile("", {}))
-    parameters = {key: scaling.get(key) for key in scaling}
-    for key in ("rope_theta", "rope_type", "type", "partial_rotary_factor"):
-        parameters.pop(key, None)
+    theta, share = "rope_theta", "partial_rotary_factor"
+    own = (theta, share, "rope_type", "type")
+    parameters = {key: scaling.get(key) for key in scaling if key not in own}
     original = "original_max_position_embeddings"
-    if config.get(original) is not None:
+    if original in config:
         parameters.setdefault(original, config.get(original))
-    theta = _positive("rope_theta", (config, scaling), 10000.0, math.inf)
-    share = _positive("partial_rotary_factor", (scaling, config), 1.0, 1.0)
-    kind = scaling.text("rope_type", default=scaling.text("type", default="default"))
-    return Rope(kind, theta, parameters), share
-
-
-def _positive(key: str, places: tuple[JsonFile, ...], default: float, most: float) -> float:
-    """Return a number above 0 from the first place that has it."""
-    for place in places:
-        if key in place:
-            value = float(place.number(key))
-            if not 0 < value <= most:
-                limit = "" if most == math.inf else f", at most {most:g}"
-                raise place.error(key, f"a number above 0{limit}")
-            return value
-    return default
+    rope = Rope(
+        scaling.text("rope_type", default=scaling.text("type", default="default")),
+        float((config if theta in config else scaling).positive(theta, default=10000.0)),
+        parameters,
+    )
+    return rope, float((scaling if share in scaling else config).positive(share, most=1, default=1))

@@ -5,13 +5,15 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Iterator, Mapping
-from typing import Any, TypeGuard
+from typing import Any, TypeGuard, TypeVar
 
 from .companions import companion, read_object
 from .errors import ModelFileError
 
 #: No size is larger: readers keep them in 64 bits.
 LARGEST_INTEGER = 2**63 - 1
+
+_Value = TypeVar("_Value")
 
 
 class JsonFile:
@@ -66,41 +68,42 @@ class JsonFile:
             raise self.error(key, "a finite number")
         return value
 
-    def flag(self, key: str, *, default: bool = False) -> bool:
-        """Return a boolean."""
-        value = self.get(key)
-        if value is None:
-            return default
-        if not isinstance(value, bool):
-            raise self.error(key, "true or false")
+    def positive(
+        self, key: str, *, most: float = math.inf, default: float | None = None
+    ) -> float | int:
+        """Return a number above 0, at most `most`; `default` stands for an absent key."""
+        value = self.number(key, default=default)
+        if not 0 < value <= most:
+            limit = "" if most == math.inf else f", at most {most:g}"
+            raise self.error(key, f"a number above 0{limit}")
         return value
+
+    def flag(self, key: str, *, default: bool = False) -> bool:
+        """Return a boolean; `default` stands for an absent key."""
+        value = self._optional(key, bool, "true or false")
+        return default if value is None else value
 
     def text(self, key: str, *, default: str) -> str:
         """Return a string; `default` stands for an absent key."""
-        value = self.get(key)
-        if value is None:
-            return default
-        if not isinstance(value, str):
-            raise self.error(key, "a string")
-        return value
+        value = self._optional(key, str, "a string")
+        return default if value is None else value
 
     def items(self, key: str) -> list[Any]:
         """Return a list, empty where the key is absent."""
-        value = self.get(key)
-        if value is None:
-            return []
-        if not isinstance(value, list):
-            raise self.error(key, "a list")
-        return value
+        value: list[Any] | None = self._optional(key, list, "a list")
+        return [] if value is None else value
 
     def part(self, key: str) -> JsonFile | None:
         """Return the object that a key holds, None where it is absent."""
+        value: dict[str, Any] | None = self._optional(key, dict, "an object")
+        return None if value is None else JsonFile(f"{self.path}: key {key!r}", value)
+
+    def _optional(self, key: str, kind: type[_Value], expected: str) -> _Value | None:
+        """Return a value of a type, None where the key is absent."""
         value = self.get(key)
-        if value is None:
-            return None
-        if not isinstance(value, dict):
-            raise self.error(key, "an object")
-        return JsonFile(f"{self.path}: key {key!r}", value)
+        if value is not None and not isinstance(value, kind):
+            raise self.error(key, expected)
+        return value
 
 
 def read_json(path: str) -> JsonFile:

@@ -6,7 +6,6 @@ Every value is Python's ``str`` of the configuration's own: the engine reads dec
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 from ..convert.errors import ModelFileError
@@ -85,7 +84,7 @@ def build_metadata(
     values["eos_token_id"] = chat.eos_token_id
     values["rope_theta"] = _rope_theta(config)
     values["rotary_dim"] = dims.rotary_dim
-    values["norm_eps"] = _positive(config, "rms_norm_eps")
+    values["norm_eps"] = config.positive("rms_norm_eps")
     values["norm_type"] = "rmsnorm"
     if "attention_bias" in config:
         values["attention_bias"] = config.flag("attention_bias")
@@ -132,21 +131,18 @@ def rope_scaling(config: JsonFile) -> tuple[str, str]:
 
 def _rope_theta(config: JsonFile) -> float | int:
     if "rope_theta" in config:
-        return _positive(config, "rope_theta")
+        return config.positive("rope_theta")
     parameters = _rope_parameters(config)
     if parameters is None or "rope_theta" not in parameters:
         return _DEFAULT_ROPE_THETA
-    return _positive(parameters, "rope_theta")
+    return parameters.positive("rope_theta")
 
 
 def _rotary_dim(config: JsonFile, head_dim: int) -> int:
     parameters = _rope_parameters(config)
     of_rope = parameters is not None and "partial_rotary_factor" in parameters
     source = parameters if parameters is not None and of_rope else config
-    factor = source.number("partial_rotary_factor", default=1)
-    if not 0 < factor <= 1:
-        raise source.error("partial_rotary_factor", "a number above 0, at most 1")
-    return int(head_dim * factor)
+    return int(head_dim * source.positive("partial_rotary_factor", most=1, default=1))
 
 
 def _rope_parameters(config: JsonFile) -> JsonFile | None:
@@ -155,13 +151,6 @@ def _rope_parameters(config: JsonFile) -> JsonFile | None:
     if parameters is not None and any(isinstance(parameters.get(key), dict) for key in parameters):
         raise config.error("rope_parameters", "one set of parameters for all layers")
     return parameters
-
-
-def _positive(config: JsonFile, key: str) -> float | int:
-    value = config.number(key)
-    if not 0 < value < math.inf:
-        raise config.error(key, "a number above 0")
-    return value
 
 
 def _activation(config: JsonFile) -> str:
